@@ -1,0 +1,37 @@
+# One environment (.venv) for everything. DEVICE=cpu|cuda picks the set; TORCH_INDEX points at another index for torch.
+DEVICE ?= cpu
+TORCH_INDEX ?=
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+BIN := .venv/bin
+STAMP := .venv/installed-$(DEVICE)
+DEMO := runs/demo
+
+.PHONY: install demo test test-slow check clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml deploy/constraints.txt deploy/install.sh
+	PYTHON="$(PYTHON)" DEVICE="$(DEVICE)" TORCH_INDEX="$(TORCH_INDEX)" VENV=.venv deploy/install.sh
+	@rm -f .venv/installed-*
+	@touch $@
+
+# standard output is the result as JSON, standard error the progress and the table
+demo: install
+	@mkdir -p $(DEMO)
+	$(BIN)/hse-dist demo configs/ml-100k.toml --folder $(DEMO) > $(DEMO)/result.json
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	find hse_dist jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Help for tests: real process groups, small prepared data."""
