@@ -1,0 +1,1 @@
+"""Packed rows on TorchRec: layout, lookup, placement, sharding."""

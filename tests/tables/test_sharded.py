@@ -1,0 +1,158 @@
+"""Tables on real gloo ranks: lookup, ownership, rows that straddle shards, and one step against a slow reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hse_dist.config import ModelSettings, TrainSettings
+from hse_dist.data.batch import Batch
+from hse_dist.model.autoencoder import Autoencoder
+from hse_dist.ranks import Ranks
+from hse_dist.tables.block import SparseRows
+from hse_dist.tables.layout import RowLayout
+from hse_dist.tables.sharded import OwnedRows, PackedTable
+from hse_dist.testing.ranks import run_ranks
+
+ROWS, DIMS, WIDTH = 23, 40, 8
+RATE, GAIN_RATE, WARM = 0.1, 0.05, 0.3
+
+
+def content() -> tuple[np.ndarray, np.ndarray, list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Lengths, offsets of slots, columns and values of each row, gains; one row is longer than a shard of four ranks."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 20, ROWS)
+    lengths[5], lengths[11] = 40, 40
+    columns = [rng.permutation(DIMS)[:n] for n in lengths]
+    values = [rng.normal(size=n).astype(np.float32) for n in lengths]
+    return lengths, RowLayout.from_lengths(lengths, WIDTH).offsets.numpy() * WIDTH, columns, values, rng.normal(size=ROWS)
+
+
+def make_table(ranks: Ranks, sharding: str) -> PackedTable:
+    lengths, offsets, columns, values, gains = content()
+    settings = TrainSettings(learning_rate=RATE, gain_learning_rate=GAIN_RATE, warm_accumulator=WARM)
+    layout = RowLayout.from_lengths(lengths, WIDTH)
+    table = PackedTable(layout, DIMS, ranks, settings, sharding, with_gains=True)
+    table.set_gains(lambda first, last: gains[first:last].astype(np.float32))
+    first, last = table.row_ranges[ranks.rank]
+    bounds = offsets[first : last + 1] - offsets[first]
+    owned = OwnedRows(first, last, bounds, np.zeros(bounds[-1], np.float32), np.full(bounds[-1], DIMS), DIMS)
+    for row in range(first, last):
+        slots = bounds[row - first] + np.arange(lengths[row])
+        owned.columns[slots], owned.values[slots] = columns[row], values[row]
+    table.put_back(owned)
+    return table
+
+
+def read_all(table: PackedTable) -> SparseRows:
+    with torch.no_grad():
+        return table.lookup(torch.arange(ROWS))
+
+
+def look_up_and_own(ranks: Ranks, sharding: str):
+    table = make_table(ranks, sharding)
+    rows, owned = read_all(table), table.owned()
+    picked = table.lookup(torch.tensor([5, 0, 22, 5 + ranks.rank]))
+    return (
+        [tensor.numpy() for tensor in (rows.offsets, rows.columns, rows.values, rows.gains)],
+        picked.columns.numpy(),
+        (owned.first, owned.last, owned.columns, owned.values),
+        table.live_entries(),
+        table.ranges,
+        table.gains(owned.first, owned.last),
+    )
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("ranks", "sharding"), [(1, "row_wise"), (2, "table_wise"), (4, "row_wise")])
+def test_every_rank_reads_all_rows_and_owns_its_own(ranks, sharding):
+    lengths, _, columns, values, gains = content()
+    answers = run_ranks(look_up_and_own, ranks, sharding)
+    for (offsets, got_columns, got_values, got_gains), picked, _, live, _, _ in answers:
+        assert np.array_equal(np.diff(offsets), lengths) and live == lengths.sum()
+        assert np.array_equal(got_columns, np.concatenate(columns))
+        assert np.array_equal(got_values, np.concatenate(values))
+        np.testing.assert_allclose(got_gains, gains, rtol=1e-6)
+        assert np.array_equal(picked[:40], columns[5])
+    owned = [answer[2] for answer in answers]
+    assert sorted(row for first, last, *_ in owned for row in range(first, last)) == list(range(ROWS))
+    for (first, last, slot_columns, slot_values), own_gains in zip(owned, (a[5] for a in answers), strict=True):
+        assert np.array_equal(slot_columns[slot_columns < DIMS], np.concatenate([*columns[first:last], np.empty(0, int)]))
+        assert np.array_equal(slot_values[slot_columns < DIMS], np.concatenate([*values[first:last], np.empty(0)]))
+        np.testing.assert_allclose(own_gains, gains[first:last], rtol=1e-6)
+    if (ranks, sharding) == (4, "row_wise"):
+        offsets = RowLayout.from_lengths(lengths, WIDTH).offsets.numpy()
+        assert any(first not in offsets for first, _ in answers[0][4]), "no row straddles a shard boundary"
+
+
+def rank_batch(rank: int) -> Batch:
+    """This rank's own candidates and histories; of rank 3 an empty one."""
+    rng = np.random.default_rng(rank)
+    candidates = np.sort(rng.permutation(ROWS)[:12])
+    lengths = rng.integers(1, 7, 5) if rank != 3 else np.zeros(5, int)
+    positions = [rng.permutation(12)[:n] for n in lengths]
+    return Batch(
+        torch.from_numpy(candidates),
+        torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])),
+        torch.from_numpy(np.concatenate(positions).astype(np.int64)),
+    )
+
+
+def one_step(ranks: Ranks, sharding: str, norm: str):
+    table, batch = make_table(ranks, sharding), rank_batch(ranks.rank)
+    rows = table.lookup(batch.candidates)
+    if norm == "unit":
+        rows = SparseRows(rows.offsets, rows.columns, rows.values, None, rows.dims)
+    loss, _ = Autoencoder(ModelSettings(row_norm=norm)).loss(rows, batch, None)
+    loss.backward()
+    after = read_all(table)
+    return after.values.numpy(), after.columns.numpy(), after.gains.numpy()
+
+
+def reference_step(ranks: int, norm: str) -> tuple[np.ndarray, np.ndarray]:
+    """All rank batches with their own candidates, gradients averaged, one row-wise Adagrad update; float64, dense rows."""
+    lengths, slots, columns, values, gains = content()
+    leaves = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in values]
+    gain = torch.tensor(gains.astype(np.float32), dtype=torch.float64, requires_grad=True)
+    dense = torch.stack(
+        [torch.zeros(DIMS, dtype=torch.float64).index_put((torch.tensor(c),), v) for c, v in zip(columns, leaves)]
+    )
+    if norm == "unit":
+        dense = dense / dense.norm(dim=1, keepdim=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for rank in range(ranks):
+        batch = rank_batch(rank)
+        a = dense[batch.candidates]
+        g = gain[batch.candidates] if norm == "free" else torch.ones(12, dtype=torch.float64)
+        losses = []
+        for b in range(5):
+            history = batch.positions[batch.offsets[b] : batch.offsets[b + 1]]
+            if len(history):
+                x = torch.zeros(12, dtype=torch.float64).index_fill(0, history, 1.0)
+                score = g * (a @ a[history].sum(0)) - x * g * a.square().sum(1)
+                losses.append(2 - 2 * torch.nn.functional.cosine_similarity(score, x, dim=0))
+        total = total + (torch.stack(losses).mean() if losses else 0.0)
+    grads = torch.autograd.grad(total / ranks, [*leaves, gain], allow_unused=True)
+    updated = []
+    for value, grad in zip(values, grads[:-1], strict=True):
+        grad = np.zeros(len(value)) if grad is None else grad.numpy()
+        chunks = np.arange(len(value)) // WIDTH
+        accumulated = WARM + np.bincount(chunks, grad**2) / WIDTH
+        updated.append(value - RATE * grad / (np.sqrt(accumulated[chunks]) + 1e-8))
+    grad = np.zeros(ROWS) if grads[-1] is None else grads[-1].numpy() * np.sign(gains)
+    magnitude = np.abs(gains) - GAIN_RATE * grad / (np.sqrt(WARM + grad**2 / 4) + 1e-8)
+    return np.concatenate(updated), np.sign(gains) * np.maximum(magnitude, 1e-3)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("norm", ["unit", "free"])
+@pytest.mark.parametrize(("ranks", "sharding"), [(1, "row_wise"), (2, "table_wise"), (2, "row_wise"), (4, "row_wise")])
+def test_one_step_equals_the_slow_reference(ranks, sharding, norm):
+    values, gains = reference_step(ranks, norm)
+    before = np.concatenate(content()[3])
+    for got_values, got_columns, got_gains in run_ranks(one_step, ranks, sharding, norm):
+        np.testing.assert_allclose(got_values, values, atol=1e-5)
+        np.testing.assert_allclose(got_gains, gains, atol=1e-5)
+        assert np.array_equal(got_columns, np.concatenate(content()[2]))
+        assert np.abs(got_values - before).max() > 1e-3
