@@ -1,0 +1,165 @@
+"""The three autograd functions of the step, on CSR blocks with rows of any length.
+
+In: a CSR block of candidate rows. Out: user vectors, scores, and their gradients, at a cost of live entries × users.
+Why own functions: `embedding_bag` is the fastest forward product found, but its own backward is an order of magnitude
+slower than a sampled product for the values and a second `embedding_bag`, over the entries by column, for the users.
+User vectors are kept transposed ([D, B]), the way both products read them.
+
+Shapes: B users, C candidates, D columns, E live entries, L history positions, P pooled entries (live entries of the
+history positions, with repeats).
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+
+def expand_rows(offsets: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries of the rows `positions` [L], one row after the other.
+
+    Returns:
+        entries int64 [P], and how many each position has, int64 [L].
+    """
+    first = offsets[positions]
+    counts = offsets[positions + 1] - first
+    starts = counts.cumsum(0) - counts
+    total = int(starts[-1] + counts[-1]) if len(positions) else 0
+    entries = torch.arange(total, device=offsets.device) + torch.repeat_interleave(first - starts, counts)
+    return entries, counts
+
+
+class Pool(Function):
+    """u[b] = Σ over the history of b of the rows' live entries, as uᵀ [D, B]."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, entries: Tensor, target: Tensor, dims: int, users: int) -> Tensor:
+        """values [E]; entries [P]; target int64 [P]: column · B + user of each pooled entry."""
+        ctx.save_for_backward(entries, target)
+        ctx.size = len(values)
+        pooled = values.new_zeros(dims * users).index_add_(0, target, values[entries])
+        return pooled.view(dims, users)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        entries, target = ctx.saved_tensors
+        taken = grad.contiguous().view(-1)[target]
+        return grad.new_zeros(ctx.size).index_add_(0, entries, taken), None, None, None, None
+
+
+class Score(Function):
+    """scores[c, b] = Σ over the live entries of c of value · u[column, b], [C, B]."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, columns: Tensor, offsets: Tensor, u_db: Tensor) -> Tensor:
+        """values, columns [E]; offsets [C + 1]; u_db [D, B]."""
+        ctx.save_for_backward(values, columns, offsets, u_db)
+        return weighted_sums(columns, offsets, values, u_db)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, columns, offsets, u_db = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_values = sampled_products(offsets, columns, grad, u_db)
+        rows, by_column, column_offsets = transpose_pattern(offsets, columns, len(u_db))
+        grad_u = weighted_sums(rows, column_offsets, values[by_column], grad)
+        return grad_values, None, None, grad_u
+
+
+def sampled_products(offsets: Tensor, columns: Tensor, left_cb: Tensor, right_db: Tensor) -> Tensor:
+    """out[e] = left[row of e] · right[columns[e]], float [E]: a dense product at the live entries only."""
+    candidates, dims = len(offsets) - 1, len(right_db)
+    if not left_cb.numel():
+        return left_cb.new_zeros(len(columns))
+    if len(columns) > candidates * dims:
+        # more entries than a matrix of distinct ones could have (all in the spare column of a compacted block):
+        # torch refuses such a pattern
+        rows = torch.repeat_interleave(torch.arange(candidates, device=columns.device), offsets.diff())
+        return (left_cb[rows] * right_db[columns]).sum(1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        pattern = torch.sparse_csr_tensor(
+            offsets, columns, left_cb.new_zeros(len(columns)), (candidates, dims), check_invariants=False
+        )
+    return torch.sparse.sampled_addmm(pattern, left_cb, right_db.t(), beta=0.0).values()
+
+
+def weighted_sums(index: Tensor, offsets: Tensor, weights: Tensor, source: Tensor) -> Tensor:
+    """out[r] = Σ over e in offsets[r] … offsets[r + 1] of weights[e] · source[index[e]]; [rows, B]."""
+    if not len(offsets) - 1 or not source.shape[1]:
+        return source.new_zeros(len(offsets) - 1, source.shape[1])
+    return F.embedding_bag(
+        index, source, offsets, per_sample_weights=weights, mode="sum", include_last_offset=True
+    )
+
+
+def transpose_pattern(offsets: Tensor, columns: Tensor, dims: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A CSR pattern by columns.
+
+    Returns:
+        row of each entry [E] and its place in the CSR order [E], both by column; column offsets [D + 1].
+    """
+    by_column = columns.argsort(stable=True)
+    rows = torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
+    ends = torch.bincount(columns, minlength=dims).cumsum(0)
+    return rows[by_column], by_column, torch.cat([ends.new_zeros(1), ends])
+
+
+def column_squares(matrix: Tensor, block: int = 256) -> Tensor:
+    """Σ over rows of matrix² for each column, [B]; in blocks that stay in the cache."""
+    total = matrix.new_zeros(matrix.shape[1])
+    for rows in matrix.split(block):
+        total += rows.square().sum(0)
+    return total
+
+
+class CosineLoss(Function):
+    """Mean over users of 2 − 2·cos(score, history), without a dense history.
+
+    The cosine follows from Σ score², the scores at the history, and the history's length. At history positions the
+    score is first reduced by `own`, the item's own contribution (EASE's zero diagonal); it is corrected in the sums,
+    so that the score matrix is read twice and never rewritten. NMSE of ELSA (Vančura et al. 2022, §3) up to a constant.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, own: Tensor, positions: Tensor, user: Tensor, users: int, clip: float | None
+    ) -> Tensor:
+        """scores [C, B]; own [L]; positions [L] into C; user [L] into B; users: those with a history."""
+        flat = positions * scores.shape[1] + user
+        raw = scores.reshape(-1)[flat]
+        hit = raw - own
+        bounded, hit_bounded, raw_bounded = (x if clip is None else x.clamp(-clip, clip) for x in (scores, hit, raw))
+        length = torch.bincount(user, minlength=scores.shape[1]).to(scores.dtype)
+        zeros = scores.new_zeros(scores.shape[1])
+        norm = column_squares(bounded).index_add(0, user, hit_bounded.square() - raw_bounded.square()).clamp_min(1e-12).sqrt()
+        inner = zeros.index_add(0, user, hit_bounded)
+        cosine = inner / (norm * length.clamp_min(1.0).sqrt())
+        ctx.save_for_backward(scores, hit, flat, user, norm, length, cosine)
+        ctx.users, ctx.clip = users, clip
+        return (2.0 - 2.0 * cosine)[length > 0].sum() / max(users, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scores, hit, flat, user, norm, length, cosine = ctx.saved_tensors
+        clip = ctx.clip
+        weight = -2.0 * grad / max(ctx.users, 1) * (length > 0)
+        towards = weight / (norm * length.clamp_min(1.0).sqrt())
+        shrink = -weight * cosine / norm.square()
+        bounded, hit_bounded = (x if clip is None else x.clamp(-clip, clip) for x in (scores, hit))
+        grad_scores = bounded * shrink
+        grad_hit = hit_bounded * shrink[user] + towards[user]
+        if clip is not None:
+            grad_scores.masked_fill_(scores.abs() > clip, 0.0)
+            grad_hit = grad_hit.masked_fill(hit.abs() > clip, 0.0)
+        grad_scores.view(-1)[flat] = grad_hit
+        return grad_scores, -grad_hit, None, None, None, None
