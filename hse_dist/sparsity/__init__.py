@@ -1,0 +1,1 @@
+"""Which entries are live: the start, the rewire, and the server that decides for all ranks."""

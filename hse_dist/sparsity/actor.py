@@ -1,0 +1,143 @@
+"""The SparsityServer as a named Ray actor: it gathers, decides by calling the server, and answers.
+
+In: messages of ranks, numbered by rank and sequence. Out: each rank's reply, once every rank has sent its message of
+that sequence. A repeated message gets the answer it got before. A wait ends at a limit and names who is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+
+from hse_dist.config import SparsitySettings
+from hse_dist.errors import HseError, MissingRanksError, ProtocolError
+from hse_dist.sparsity.messages import Message
+from hse_dist.sparsity.server import SparsityServer
+
+
+class ServerActor:
+    """One a run; its methods run on one event loop, so state needs no lock.
+
+    Args:
+        settings: what to drop, grow and keep.
+        fingerprint: of the configuration; a rank with another one is refused.
+    """
+
+    def __init__(self, settings: SparsitySettings, fingerprint: str) -> None:
+        self.settings, self.fingerprint = settings, fingerprint
+        self.server = SparsityServer(settings, 0, 1)
+        self._join(0)
+
+    def _join(self, ranks: int) -> None:
+        self._ranks = ranks
+        self._attempt: str | None = None
+        self._messages: dict[int, dict[int, Message]] = {}
+        self._replies: dict[int, list[Any]] = {}
+        self._done: dict[int, asyncio.Event] = {}
+
+    async def join(self, attempt: str, ranks: int, steps: int, fingerprint: str, state: dict[str, Any]) -> None:
+        """A worker group (re)starts for a run of `steps`; `state` is what its checkpoint says of this server.
+
+        Raises:
+            ProtocolError: the rank runs another configuration.
+        """
+        if fingerprint != self.fingerprint:
+            raise ProtocolError("A rank with another configuration wants to join the SparsityServer.")
+        if attempt == self._attempt:
+            return
+        self._join(ranks)
+        self._attempt = attempt
+        self.server = SparsityServer(self.settings, steps, ranks)
+        self.server.load_state_dict(state)
+
+    async def ask(self, attempt: str, rank: int, sequence: int, message: Message, limit: float) -> Any:
+        """The reply to `message`; waits for the other ranks up to `limit` seconds.
+
+        Raises:
+            MissingRanksError: names the ranks that sent nothing.
+            ProtocolError: the message belongs to an earlier worker group, or to no version.
+        """
+        if attempt != self._attempt:
+            raise ProtocolError(f"Rank {rank} belongs to the worker group {attempt}, not to {self._attempt}.")
+        messages = self._messages.setdefault(sequence, {})
+        done = self._done.setdefault(sequence, asyncio.Event())
+        if sequence not in self._replies:
+            messages.setdefault(rank, message)
+            if len(messages) == self._ranks:
+                self._replies[sequence] = self._decide([messages[r] for r in range(self._ranks)])
+                self._forget(sequence - 2)  # every rank has its reply to a sequence before it sends the next
+                done.set()
+        try:
+            await asyncio.wait_for(done.wait(), limit)
+        except TimeoutError:
+            missing = sorted(set(range(self._ranks)) - set(messages))
+            raise MissingRanksError(
+                f"The SparsityServer waited {limit:.0f} s for rank(s) {', '.join(map(str, missing))}.",
+                setting="cluster.timeout_seconds",
+                value=limit,
+            ) from None
+        reply = self._replies[sequence][rank]
+        if isinstance(reply, HseError):
+            raise reply
+        return reply
+
+    def _decide(self, messages: list[Message]) -> list[Any]:
+        try:
+            return self.server.decide(messages)
+        except HseError as error:
+            return [error] * len(messages)
+
+    def _forget(self, sequence: int) -> None:
+        for kept in (self._messages, self._replies, self._done):
+            kept.pop(sequence, None)
+
+    async def state_dict(self) -> dict[str, Any]:
+        """The server's version and journal."""
+        return self.server.state_dict()
+
+
+class RayTransport:
+    """A rank's connection to the actor.
+
+    Args:
+        actor: its handle.
+        attempt: name of this worker group, the same on all of its ranks.
+        limit: seconds that a reply may take.
+    """
+
+    def __init__(self, actor: Any, attempt: str, rank: int, limit: float) -> None:
+        self.actor, self.attempt, self.rank, self.limit, self.sequence = actor, attempt, rank, limit, 0
+
+    def _get(self, reference: Any) -> Any:
+        try:
+            # a little longer than the actor's own limit, so that its error, which names the missing, comes first
+            return ray.get(reference, timeout=self.limit + 10.0)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, HseError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.GetTimeoutError:
+            raise MissingRanksError(
+                "The SparsityServer does not answer.", setting="cluster.timeout_seconds", value=self.limit
+            ) from None
+
+    def join(self, ranks: int, steps: int, fingerprint: str, state: dict[str, Any]) -> None:
+        """Make this worker group the one that the server listens to."""
+        self._get(self.actor.join.remote(self.attempt, ranks, steps, fingerprint, state))
+
+    def ask(self, message: Message) -> Any:
+        """This rank's reply to `message`, after every rank has sent one."""
+        self.sequence += 1
+        return self._get(self.actor.ask.remote(self.attempt, self.rank, self.sequence, message, self.limit))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The server's version and journal."""
+        return self._get(self.actor.state_dict.remote())
+
+
+def start_server(settings: SparsitySettings, fingerprint: str, name: str) -> Any:
+    """The actor of the run `name`; it takes no core from the workers."""
+    actor = ray.remote(num_cpus=0, max_concurrency=1000)(ServerActor)
+    return actor.options(name=name, get_if_exists=False).remote(settings, fingerprint)

@@ -1,0 +1,91 @@
+"""Positions that could become live: merged from what ranks saw, or drawn at random.
+
+In: (row, column, gradient) triples of candidates, and how often each row was a candidate. Out: one score a position,
+in canonical order. Sums are taken in an order that depends on the triples alone, so an equal multiset of triples gives
+bit-equal scores, whatever the number of ranks and their timing.
+Source: growth by gradient is RigL's (Evci et al., ICML 2020, §3); the division by visits makes rows that are candidates
+at different rates comparable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Triples:
+    """Gradients of positions that are not live: rows, columns int64 [n], gradients float32 [n]."""
+
+    rows: Ints
+    columns: Ints
+    gradients: Floats
+
+    @classmethod
+    def empty(cls) -> Triples:
+        return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+def merge(triples: Triples, visited: Ints) -> tuple[Ints, Ints, Floats]:
+    """One score a position: |Σ gradients| / visits of its row.
+
+    Args:
+        triples: in any order, positions may repeat.
+        visited: rows that were candidates, once a visit, in any order.
+
+    Returns:
+        rows, columns, scores [n], by row, then column.
+    """
+    if not len(triples.rows):
+        return triples.rows, triples.columns, triples.gradients
+    # by gradient last: a float sum depends on its order
+    order = np.lexsort((triples.gradients, triples.columns, triples.rows))
+    rows, columns = triples.rows[order], triples.columns[order]
+    starts = np.flatnonzero(np.concatenate([[True], (np.diff(rows) != 0) | (np.diff(columns) != 0)]))
+    sums = np.add.reduceat(triples.gradients[order].astype(np.float64), starts)
+    rows, columns = rows[starts], columns[starts]
+    known, visits = np.unique(visited, return_counts=True)
+    scores = np.abs(sums) / visits[np.searchsorted(known, rows)]
+    return rows, columns, scores.astype(np.float32)
+
+
+def without(rows: Ints, columns: Ints, live_rows: Ints, live_columns: Ints, dims: int) -> npt.NDArray[np.bool_]:
+    """Which of the positions are not among the live ones; both sides in canonical order."""
+    position, live = rows * dims + columns, live_rows * dims + live_columns
+    place = np.searchsorted(live, position)
+    found = place < len(live)
+    found[found] = live[place[found]] == position[found]
+    return ~found
+
+
+def random_positions(rows: Ints, counts: Ints, dims: int, seed: int, version: int) -> tuple[Ints, Ints, Floats]:
+    """Random positions and scores, keyed by (seed, version, row), so that no other row or rank has a say.
+
+    Args:
+        rows: int64 [n], ascending; counts: how many positions for each.
+
+    Returns:
+        rows, columns, scores, by row, then column, without repeats.
+    """
+    repeated = np.repeat(rows, counts)
+    index = np.arange(len(repeated)) - np.repeat(np.cumsum(counts) - counts, counts)
+    key = _mix(repeated.astype(np.uint64) ^ _mix(np.uint64(seed) + (np.uint64(version) << np.uint64(32))))
+    draws = _mix(key + index.astype(np.uint64))
+    columns = (draws % np.uint64(dims)).astype(np.int64)
+    scores = ((_mix(draws) >> np.uint64(40)).astype(np.float32) + 1.0) / np.float32(2**24)
+    _, unique = np.unique(repeated * dims + columns, return_index=True)
+    return repeated[unique], columns[unique], scores[unique]
+
+
+def _mix(x: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
+    """splitmix64 (Steele et al., OOPSLA 2014): a hash of 64 bits."""
+    with np.errstate(over="ignore"):
+        z = np.asarray(x, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))

@@ -1,0 +1,68 @@
+"""What ranks and the SparsityServer say to each other: small, picklable, versioned.
+
+A rewire is a fixed conversation, the same for all ranks: `Open`, histograms for each selection, `Close`. Every message
+carries the version of the decision that it belongs to, and every rank numbers its messages; so a message that is sent
+twice gets the same answer twice, and one that does not fit is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Purpose = Literal["drop", "grow", "restore"]
+
+
+@dataclass(frozen=True)
+class Open:
+    """A rank wants to rewire: its first row, its live entries, and those above their rows' floor."""
+
+    version: int
+    step: int
+    first_row: int
+    live: int
+    droppable: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer to `Open`: drop so many entries in all; `fraction` is for budgets that are kept row by row."""
+
+    version: int
+    drop: int
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a rank's keys for the present query of a selection, int64 [bins]."""
+
+    version: int
+    purpose: Purpose
+    counts: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Close:
+    """What a rank did: the server checks the sum and writes the journal."""
+
+    version: int
+    step: int
+    live: int
+    dropped: int
+    grown: int
+    restored: int
+    visits: int
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The decision is final; this is the version of the tables from now on."""
+
+    version: int
+
+
+Message = Open | Histogram | Close

@@ -1,0 +1,180 @@
+"""The global cut of a start: which entries fit into the budget, over all ranges of rows.
+
+In: the parts of a start (`triples.py`), and gains if the start knows them. Out: the files of a start folder.
+
+Every row keeps its `floor` strongest entries; its next ones up to `ceiling` compete with those of all rows for the rest
+of the budget, by |value| · √|gain|. The decision is made from histograms by whoever `new_selection` names (the
+SparsityServer in a training run), so no process ever sees all entries. Ties go by row, then column.
+
+The gain of a negative form is -1 / ‖row‖² of the row before the cut. Measured: with the norm after the cut, quality is
+the same to .0003 (nDCG@100; citeulike-a, Gowalla).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hse_dist.errors import NumericError
+from hse_dist.sparsity.budget import ranks_in_row
+from hse_dist.sparsity.selection import Counts, Query, Selection, chosen, histogram, order_keys
+from hse_dist.sparsity.start.folder import row_ranges, write_entries, write_rows
+from hse_dist.sparsity.start.triples import Triples, read_parts
+from hse_dist.tasks import map_tasks
+
+Doubles = npt.NDArray[np.float64]
+
+
+class Decider(Protocol):
+    """A selection that is fed histograms: `RadixSelection`, or a stand-in that asks the SparsityServer."""
+
+    query: Query
+
+    def feed(self, histograms: Counts) -> Query | Selection:
+        """The next query, or the answer."""
+
+
+NewSelection = Callable[[int, bool], Decider]
+"""(count, largest) → a new selection."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Who may keep how much.
+
+    Attributes:
+        live: entries in all. floor: entries that a row keeps in any case. ceiling: most entries of a row.
+        unit: rows are scaled to length 1 and lose their gain; else only their mean length becomes 1.
+    """
+
+    live: int
+    floor: int
+    ceiling: int
+    unit: bool
+
+
+@dataclass(frozen=True)
+class _Range:
+    """One range of rows and the files it works on."""
+
+    work: Path
+    index: int
+    first: int
+    last: int
+
+    def file(self, stage: str) -> Path:
+        return self.work / f"{stage}-{self.index:05d}.npz"
+
+
+def cut(
+    work: Path,
+    target: Path,
+    rows: int,
+    budget: Budget,
+    *,
+    gains: Doubles | None,
+    new_selection: NewSelection,
+    at_a_time: int,
+) -> dict[str, Any]:
+    """Cut the parts under `work/parts` to the budget and write the files of a start under `target`.
+
+    Args:
+        gains: float64 [rows], or None for -1 / ‖row‖².
+
+    Returns:
+        what the manifest says of the cut: live_entries, value_scale, gain_scale.
+
+    Raises:
+        NumericError: a row has no entries, or values that are no numbers.
+    """
+    ranges = [_Range(work, index, *bounds) for index, bounds in enumerate(row_ranges(rows))]
+    run = partial(map_tasks, at_a_time=at_a_time)
+    own = [None if gains is None else gains[mine.first : mine.last] for mine in ranges]
+    found = run(_gather, [(mine, budget, part) for mine, part in zip(ranges, own, strict=True)], label="start gather")
+    selection = _decide(new_selection(budget.live - sum(found), True), ranges, run)
+    sums = run(_cut_range, [(mine, selection, budget.unit) for mine in ranges], label="start cut")
+    live, norms, magnitudes = (sum(part) for part in zip(*sums, strict=True))
+    scales = {"value_scale": rows / norms, "gain_scale": rows / magnitudes}
+    run(_write_range, [(mine, target, *scales.values()) for mine in ranges], label="start write")
+    return {"live_entries": live, **scales}
+
+
+def _decide(decider: Decider, ranges: Sequence[_Range], run: Callable[..., list[Any]]) -> Selection:
+    answer: Query | Selection = decider.query
+    while isinstance(answer, Query):
+        counts = run(_count, [(mine, answer) for mine in ranges], label="start histogram")
+        answer = decider.feed(np.stack(counts))
+    return answer
+
+
+def _gather(task: tuple[_Range, Budget, Doubles | None]) -> int:
+    """Sort a range's entries and tell who competes; how many entries are kept without competing."""
+    mine, budget, gains = task
+    triples = read_parts(mine.work / "parts", mine.index)
+    norms = _squared_norms(triples, mine)
+    if not (np.isfinite(norms) & (norms > 0)).all():
+        row = mine.first + int(np.argmin(np.isfinite(norms) & (norms > 0)))
+        raise NumericError(
+            f"Row {row} of table item starts with a squared length of {norms[row - mine.first]}.",
+            cause="The regularization of the start is too small or too large for the counts.",
+        )
+    gain = -1.0 / norms if gains is None else gains
+    scores = np.abs(triples.values.astype(np.float64)) * np.sqrt(np.abs(gain))[triples.rows - mine.first]
+    keys = order_keys(scores.astype(np.float32))
+    places = ranks_in_row(triples.rows, keys, largest=True)
+    within, kept = places < budget.ceiling, places < budget.floor
+    _save(mine.file("gathered"), triples.take(within), gain, kept=kept[within], keys=keys[within & ~kept])
+    return int(np.count_nonzero(kept))
+
+
+def _count(task: tuple[_Range, Query]) -> Counts:
+    mine, query = task
+    with np.load(mine.file("gathered")) as stored:
+        return histogram(stored["keys"], query)
+
+
+def _cut_range(task: tuple[_Range, Selection, bool]) -> tuple[int, float, float]:
+    """Apply the decision to a range: its live entries, the sum of its rows' lengths, and of their |gain|."""
+    mine, selection, unit = task
+    with np.load(mine.file("gathered")) as stored:
+        triples, gains, mask = _triples(stored), stored["gains"], stored["kept"].copy()
+        mask[~mask] = chosen(stored["keys"], selection, mine.index, True)
+    triples = triples.take(mask)
+    norms = np.sqrt(_squared_norms(triples, mine))
+    if unit:
+        values = (triples.values / norms[triples.rows - mine.first]).astype(np.float32)
+        triples = Triples(triples.rows, triples.columns, values)
+        norms, gains = np.ones_like(norms), np.ones_like(gains)
+    _save(mine.file("cut"), triples, gains)
+    return len(triples.rows), float(norms.sum()), float(np.abs(gains).sum())
+
+
+def _write_range(task: tuple[_Range, Path, float, float]) -> None:
+    mine, target, value_scale, gain_scale = task
+    with np.load(mine.file("cut")) as stored:
+        triples, gains = _triples(stored), stored["gains"]
+    values = (triples.values * value_scale).astype(np.float32)
+    write_entries(target, mine.index, triples.rows, triples.columns, values)
+    live = np.bincount(triples.rows - mine.first, minlength=mine.last - mine.first)
+    write_rows(target, mine.index, live, (gains * gain_scale).astype(np.float32))
+
+
+def _squared_norms(triples: Triples, mine: _Range) -> Doubles:
+    """‖row‖² of a range, float64 [rows]."""
+    weights = triples.values.astype(np.float64) ** 2
+    return np.bincount(triples.rows - mine.first, weights, minlength=mine.last - mine.first).astype(np.float64)
+
+
+def _save(path: Path, triples: Triples, gains: Doubles, **more: npt.NDArray[Any]) -> None:
+    arrays = {"rows": triples.rows, "columns": triples.columns, "values": triples.values, "gains": gains, **more}
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy declares `allow_pickle` among the names
+
+
+def _triples(stored: Any) -> Triples:
+    return Triples(stored["rows"], stored["columns"], stored["values"])

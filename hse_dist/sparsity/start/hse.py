@@ -1,0 +1,86 @@
+"""The exact start of small catalogues: a sparse factor whose scores are those of EASE before the cut.
+
+In: the binary histories. Out: triples (row, column, value) of the item embeddings, and their gains.
+
+With P = (XᵀX + λI)⁻¹ and d = diag P, EASE scores item j by -Σ_{i in x, i ≠ j} P_ij / d_j (Steck, WWW 2019). With
+E Eᵀ = c · diag(d) - P the rows of E give the same: off the diagonal E Eᵀ is -P, its diagonal is taken away by the
+model's own-contribution term, and the gain is 1 / d_j. HSE (Van Balen & Goethals, WWW 2021) takes c = 2 and Cholesky.
+c · diag(d) - P need not be positive definite for c = 2; a larger c changes no score, so c is doubled until it is.
+
+Items are taken in falling count, so that a row's columns are the more popular items.
+It is items × items in float64 on the driver, hence a start for small catalogues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as ss
+from scipy.linalg import lapack
+
+from hse_dist.errors import NumericError
+from hse_dist.sparsity.start.gram import lower_blocks
+from hse_dist.sparsity.start.triples import Triples
+
+Doubles = npt.NDArray[np.float64]
+
+DOUBLINGS = 10
+"""Tries for the multiple c of the diagonal: 2, 4, 8 …"""
+
+
+def factorize(histories: ss.csr_matrix, regularization: float) -> tuple[Doubles, Doubles, int]:
+    """E [items, items], lower triangular float64; gains 1 / d float64 [items]; and the multiple c of the diagonal.
+
+    Raises:
+        NumericError: XᵀX + λI is not positive definite in float64.
+    """
+    for doubling in range(1, DOUBLINGS + 1):
+        multiple = 2**doubling
+        factor = _inverse(histories, regularization)
+        diagonal = factor.diagonal().copy()
+        np.negative(factor, out=factor)
+        np.fill_diagonal(factor, (multiple - 1) * diagonal)
+        factor, failed = lapack.dpotrf(factor, lower=1, overwrite_a=1, clean=1)
+        if not failed:
+            return factor, 1.0 / diagonal, multiple
+    raise _not_positive(regularization)
+
+
+def _inverse(histories: ss.csr_matrix, regularization: float) -> Doubles:
+    """The lower triangle of P, in Fortran order; what lies above the diagonal is of no use."""
+    items = histories.shape[1]
+    gram = np.zeros((items, items), order="F")
+    for first, block in lower_blocks(histories):
+        gram[first : first + block.shape[0]] = block.toarray()
+    counts = np.bincount(histories.indices, minlength=items)
+    np.fill_diagonal(gram, counts + regularization)
+    gram, failed = lapack.dpotrf(gram, lower=1, overwrite_a=1)
+    if failed:
+        raise _not_positive(regularization)
+    inverse, _ = lapack.dpotri(gram, lower=1, overwrite_c=1)
+    return inverse
+
+
+def _not_positive(regularization: float) -> NumericError:
+    return NumericError(
+        "The Gram matrix of the exact start is not positive definite.",
+        cause="The regularization is too small for these counts.",
+        setting="sparsity.hse.regularization",
+        value=regularization,
+    )
+
+
+def strongest_entries(factor: Doubles, ceiling: int, block_rows: int = 1024) -> Iterator[Triples]:
+    """The entries that the cut may keep: by row the `ceiling` largest |value| (and those equal to the last).
+
+    A row's gain is the same for all its entries, so that this is the order of the cut.
+    """
+    for first in range(0, len(factor), block_rows):
+        block = factor[first : first + block_rows, : first + block_rows].astype(np.float32)
+        strength = np.abs(block)
+        enough = max(block.shape[1] - ceiling, 0)
+        threshold = np.partition(strength, enough, axis=1)[:, enough, None]
+        rows, columns = np.nonzero((strength >= threshold) & (strength > 0))
+        yield Triples(rows + first, columns, block[rows, columns])

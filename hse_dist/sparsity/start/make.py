@@ -1,0 +1,193 @@
+"""Make a start: from prepared histories to a start folder, by the kind that the configuration names.
+
+    local_inverse   co-occurrence → ranges of items solved as tasks → parts by range of rows → global cut
+    hse             exact factor on the driver                      → parts by range of rows → global cut
+    random          ranges of rows, each by itself
+
+In: a configuration, the prepared histories and a folder. Out: a `StartFolder`, with the same files
+whatever the number of tasks. A folder that holds this very start already is used as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.sparse as ss
+
+from hse_dist.config import Config, LocalInverseSettings
+from hse_dist.errors import ConfigError, DataError
+from hse_dist.files import new_folder, write_json
+from hse_dist.sparsity.selection import RadixSelection
+from hse_dist.sparsity.start.cut import Budget, Doubles, NewSelection, cut
+from hse_dist.sparsity.start.folder import VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
+from hse_dist.sparsity.start.gram import open_co_occurrence, write_co_occurrence
+from hse_dist.sparsity.start.hse import factorize, strongest_entries
+from hse_dist.sparsity.start.local_inverse import solve_range
+from hse_dist.sparsity.start.random_rows import random_entries, row_lengths
+from hse_dist.sparsity.start.triples import write_parts
+from hse_dist.tasks import map_tasks
+
+
+class Histories(Protocol):
+    """What a start needs of the prepared data."""
+
+    items: int
+    manifest: dict[str, Any]
+
+    def counts(self) -> Ints:
+        """Training interactions of each item, int64 [items]."""
+
+    def matrix(self, split: str) -> ss.csr_matrix:
+        """Binary histories [users, items]."""
+
+
+def make_start(
+    config: Config, prepared: Histories, folder: str | Path, new_selection: NewSelection = RadixSelection
+) -> StartFolder:
+    """Make the start that the configuration names, or open it where `folder` holds it already.
+
+    Raises:
+        ConfigError: the catalogue does not fit the settings: fewer items than live entries, or too many for `hse`.
+        NumericError: the Gram matrix is not positive definite, or a row has no length.
+    """
+    settings = start_settings(config, prepared)
+    _check(config, prepared.items, settings["dims"])
+    if (found := _existing(folder)) is not None and found.manifest["settings"] == settings:
+        return found
+    makers = {"local_inverse": _local_inverse, "hse": _hse, "random": _random}
+    with new_folder(folder) as target:
+        made = makers[config.sparsity.start](config, prepared, target, new_selection)
+        manifest = {
+            "version": VERSION,
+            "kind": config.sparsity.start,
+            "rows": prepared.items,
+            "dims": settings["dims"],
+            "ranges": [list(bounds) for bounds in row_ranges(prepared.items)],
+            "settings": settings,
+            **made,
+        }
+        write_json(target / "manifest.json", manifest)
+    return StartFolder(folder)
+
+
+def start_settings(config: Config, prepared: Histories) -> dict[str, Any]:
+    """Everything that the content of a start depends on, as JSON; equal settings make equal starts."""
+    item, sparsity = config.tables.item, config.sparsity
+    own: dict[str, Any] = {}
+    if sparsity.start == "local_inverse":
+        own = sparsity.local_inverse.model_dump(mode="json", exclude={"tasks"})
+    elif sparsity.start == "hse":
+        own = sparsity.hse.model_dump(mode="json", exclude={"max_items"})
+    else:
+        own = {"seed": config.run.seed, "capacity_power": item.capacity_power}
+    data = hashlib.sha256(json.dumps(prepared.manifest, sort_keys=True).encode()).hexdigest()
+    return {
+        "start": sparsity.start,
+        "data": data,
+        "dims": prepared.items if item.dims == "items" else item.dims,
+        "live": item.live,
+        "row_norm": config.model.row_norm,
+        "budget": sparsity.budget.model_dump(mode="json"),
+        sparsity.start: own,
+    }
+
+
+def _existing(folder: str | Path) -> StartFolder | None:
+    try:
+        return StartFolder(folder)
+    except DataError:
+        return None
+
+
+def _check(config: Config, items: int, dims: int) -> None:
+    live, maximum = config.tables.item.live, config.sparsity.hse.max_items
+    if live > dims:
+        raise ConfigError(
+            f"A row has {dims} columns ({items} items in the catalogue), fewer than the live entries asked for.",
+            cause="Ask for fewer, or for more dims.",
+            setting="tables.item.live",
+            value=live,
+        )
+    if config.sparsity.start == "hse" and items > maximum:
+        raise ConfigError(
+            f"The exact start would need items × items numbers on the driver, {8e-9 * items**2:.0f} GB.",
+            cause='Take sparsity.start = "local_inverse", or raise the limit where there is memory.',
+            setting="sparsity.hse.max_items",
+            value=maximum,
+        )
+
+
+def _budget(config: Config, rows: int) -> Budget:
+    live, budget = config.tables.item.live, config.sparsity.budget
+    unit = config.model.row_norm == "unit"
+    if budget.kind == "row":
+        return Budget(live * rows, live, live, unit)
+    return Budget(live * rows, budget.floor, budget.ceiling, unit)
+
+
+def _local_inverse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
+    settings, work = config.sparsity.local_inverse, target / "work"
+    write_co_occurrence(prepared.matrix("train"), work / "gram")
+    bounds = np.linspace(0, prepared.items, min(settings.tasks, prepared.items) + 1).astype(int).tolist()
+    parts = [(work, settings, index, *bounds) for index, bounds in enumerate(pairwise(bounds))]
+    map_tasks(_solve_part, parts, at_a_time=settings.tasks, label="start solve")
+    return _cut(config, prepared, target, None, new_selection)
+
+
+def _solve_part(part: tuple[Path, LocalInverseSettings, int, int, int]) -> None:
+    work, settings, index, first, last = part
+    pairs = open_co_occurrence(work / "gram")
+    triples = solve_range(pairs, first, last, regularization=settings.regularization, size=settings.entries)
+    write_parts(triples, work / "parts", index)
+
+
+def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
+    factor, gains, multiple = factorize(prepared.matrix("train"), config.sparsity.hse.regularization)
+    for index, triples in enumerate(strongest_entries(factor, _budget(config, prepared.items).ceiling)):
+        write_parts(triples, target / "work" / "parts", index)
+    del factor
+    return {"diagonal_multiple": multiple, **_cut(config, prepared, target, gains, new_selection)}
+
+
+def _cut(
+    config: Config, prepared: Histories, target: Path, gains: Doubles | None, new_selection: NewSelection
+) -> dict[str, Any]:
+    """Cut the parts in `target/work` into the files of the start, and remove the work."""
+    budget, tasks = _budget(config, prepared.items), config.sparsity.local_inverse.tasks
+    made = cut(
+        target / "work", target, prepared.items, budget, gains=gains, new_selection=new_selection, at_a_time=tasks
+    )
+    shutil.rmtree(target / "work")
+    return made
+
+
+def _random(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
+    item, budget = config.tables.item, config.sparsity.budget
+    dims = prepared.items if item.dims == "items" else item.dims
+    lengths = row_lengths(
+        prepared.counts(),
+        live=item.live,
+        power=item.capacity_power,
+        floor=budget.floor,
+        ceiling=min(budget.ceiling, dims),
+    )
+    seed = config.run.seed
+    parts = [
+        (target, index, first, lengths[first:last], dims, seed)
+        for index, (first, last) in enumerate(row_ranges(prepared.items))
+    ]
+    map_tasks(_write_random, parts, at_a_time=config.sparsity.local_inverse.tasks, label="start random")
+    return {"live_entries": int(lengths.sum()), "value_scale": 1.0, "gain_scale": 1.0}
+
+
+def _write_random(part: tuple[Path, int, int, Ints, int, int]) -> None:
+    target, index, first, lengths, dims, seed = part
+    entries = random_entries(lengths, first, dims=dims, seed=seed)
+    write_entries(target, index, entries.rows, entries.columns, entries.values)
+    write_rows(target, index, lengths, np.ones(len(lengths), np.float32))

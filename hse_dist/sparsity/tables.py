@@ -1,0 +1,47 @@
+"""The table of a run: made from its start, filled shard by shard.
+
+In: the start folder and the ranks. Out: a sharded table that holds the start. No rank ever holds more than its shard:
+the table is made on `meta`, and each rank reads the rows that it owns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from hse_dist.config import Config
+from hse_dist.ranks import Ranks
+from hse_dist.sparsity.start import StartFolder
+from hse_dist.tables.layout import RowLayout
+from hse_dist.tables.sharded import DenseTable, OwnedRows, PackedTable
+
+
+def make_table(config: Config, rows: int, start: StartFolder | None, ranks: Ranks) -> PackedTable | DenseTable:
+    """The item table of `config`, holding its start; a dense one has no start folder and begins at random."""
+    settings = config.tables.item
+    if start is None:
+        assert isinstance(settings.dims, int)
+        dense = DenseTable(rows, settings.dims, ranks, config.train, settings.sharding)
+        generator = torch.Generator(ranks.device).manual_seed(config.run.seed * 65_537 + ranks.rank)
+        dense.local_values().normal_(generator=generator)
+        dense.local_values().div_(settings.dims**0.5)
+        return dense
+    layout = RowLayout.from_lengths(start.live(0, rows), settings.chunk_width)
+    with_gains = config.model.row_norm == "free"
+    table = PackedTable(layout, start.dims, ranks, config.train, settings.sharding, with_gains=with_gains)
+    table.set_gains(start.gains)
+    fill(table, start)
+    return table
+
+
+def fill(table: PackedTable, start: StartFolder) -> None:
+    """Write the start's entries into the rows' first slots; all other slots are free."""
+    first, last = table.row_ranges[table.ranks.rank]
+    bounds = table.layout.offsets[first : last + 1].cpu().numpy() * table.layout.width
+    offsets = bounds - bounds[0]
+    values = np.zeros(offsets[-1], dtype=np.float32)
+    columns = np.full(offsets[-1], table.dims, dtype=np.int64)
+    row_offsets, entry_columns, entry_values = start.entries(first, last)
+    slots = np.repeat(offsets[:-1] - row_offsets[:-1], np.diff(row_offsets)) + np.arange(len(entry_columns))
+    values[slots], columns[slots] = entry_values, entry_columns
+    table.put_back(OwnedRows(first, last, offsets, values, columns, table.dims))

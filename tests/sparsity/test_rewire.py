@@ -1,0 +1,214 @@
+"""A rewire against its promises: exact count, no duplicate columns, floors, ceilings, and the right entries.
+
+One process, several servers' clients in threads: the conversation is real, only the carrier is a queue.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hse_dist.config import BudgetSettings, RewireSettings, SparsitySettings
+from hse_dist.errors import NumericError, ProtocolError
+from hse_dist.sparsity.growth import Triples, merge
+from hse_dist.sparsity.messages import Open
+from hse_dist.sparsity.rewire import Candidates, rescale_to_unit, rewire
+from hse_dist.sparsity.server import SparsityServer
+from hse_dist.tables.sharded import OwnedRows
+
+
+class ThreadTransport:
+    """Ranks are threads that meet at a barrier."""
+
+    def __init__(self, server: SparsityServer, ranks: int) -> None:
+        self.server, self.barrier, self.box = server, threading.Barrier(ranks, timeout=20), [None] * ranks
+        self.replies: list = []
+        self.local = threading.local()
+
+    def ask(self, message):
+        self.box[self.local.rank] = message
+        if self.barrier.wait() == 0:
+            self.replies = self.server.decide(list(self.box))
+        self.barrier.wait()
+        reply = self.replies[self.local.rank]
+        self.barrier.wait()
+        return reply
+
+
+def make_rows(rng, rows: int, dims: int, width: int, *, ties: bool) -> OwnedRows:
+    chunks = rng.integers(1, 4, rows)
+    offsets = np.concatenate([[0], np.cumsum(chunks * width)])
+    values, columns = np.zeros(offsets[-1], np.float32), np.full(offsets[-1], dims)
+    for r in range(rows):
+        live = rng.integers(1, min(chunks[r] * width, dims) + 1)
+        slots = offsets[r] + rng.permutation(chunks[r] * width)[:live]
+        columns[slots] = rng.permutation(dims)[:live]
+        values[slots] = rng.integers(1, 4, live) if ties else rng.normal(size=live)
+    return OwnedRows(0, rows, offsets, values, columns, dims)
+
+
+def part(rows: OwnedRows, first: int, last: int) -> OwnedRows:
+    a, b = rows.offsets[first], rows.offsets[last]
+    return OwnedRows(
+        first, last, rows.offsets[first : last + 1] - a, rows.values[a:b].copy(), rows.columns[a:b].copy(), rows.dims
+    )
+
+
+def make_candidates(rng, rows: int, dims: int, count: int, *, ties: bool) -> Candidates:
+    triples = Triples(
+        rng.integers(0, rows, count),
+        rng.integers(0, dims, count),
+        (rng.integers(1, 4, count) if ties else rng.normal(size=count)).astype(np.float32),
+    )
+    return Candidates(*merge(triples, np.arange(rows)))
+
+
+def run(rows: OwnedRows, bounds, candidates, config: SparsitySettings, gains, step=1) -> tuple[OwnedRows, SparsityServer]:
+    """Rewire `rows` split at `bounds` over as many ranks."""
+    ranks = len(bounds) - 1
+    server = SparsityServer(config, 10, ranks)
+    transport = ThreadTransport(server, ranks)
+    parts = [part(rows, bounds[i], bounds[i + 1]) for i in range(ranks)]
+    failures: list[BaseException] = []
+
+    def work(rank: int) -> None:
+        transport.local.rank = rank
+        a, b = bounds[rank], bounds[rank + 1]
+        own = None
+        if candidates is not None:
+            mine = (candidates.rows >= a) & (candidates.rows < b)
+            own = Candidates(candidates.rows[mine], candidates.columns[mine], candidates.scores[mine])
+        try:
+            rewire(parts[rank], gains[a:b], own, transport, config, version=0, step=step, seed=7)
+        except BaseException as error:
+            failures.append(error)
+            transport.barrier.abort()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(ranks)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    if failures:
+        raise next((f for f in failures if not isinstance(f, threading.BrokenBarrierError)), failures[0])
+    joined = OwnedRows(
+        0,
+        rows.last,
+        rows.offsets,
+        np.concatenate([p.values for p in parts]),
+        np.concatenate([p.columns for p in parts]),
+        rows.dims,
+    )
+    return joined, server
+
+
+def check_promises(before: OwnedRows, after: OwnedRows, config: SparsitySettings) -> None:
+    assert after.live.sum() == before.live.sum()
+    assert np.all(after.values[~after.live] == 0)
+    kept = after.live & before.live & (after.columns == before.columns)
+    new = after.live & ~kept
+    assert np.array_equal(after.values[kept & (after.values != 0)], before.values[kept & (after.values != 0)])
+    assert np.all(after.values[new] == 0)
+    for r in range(after.last):
+        a, b = after.offsets[r], after.offsets[r + 1]
+        columns = after.columns[a:b][after.live[a:b]]
+        assert len(np.unique(columns)) == len(columns)
+        was = before.live[a:b].sum()
+        assert len(columns) >= min(was, config.budget.floor)
+        assert len(columns) <= max(was, config.budget.ceiling)
+        if config.budget.kind == "row":
+            assert len(columns) == was
+
+
+CASES = {
+    "global": SparsitySettings(budget=BudgetSettings(floor=2, ceiling=9), rewire=RewireSettings(drop_fraction=0.6)),
+    "row": SparsitySettings(budget=BudgetSettings(kind="row"), rewire=RewireSettings(drop_fraction=0.6)),
+    "random": SparsitySettings(rewire=RewireSettings(grow="random", explore=3, drop_fraction=0.9)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@given(seed=st.integers(0, 10**6), ties=st.booleans(), count=st.sampled_from([0, 3, 60, 400]))
+@settings(max_examples=25, deadline=None)
+def test_promises_hold_and_do_not_depend_on_the_ranks(case, seed, ties, count):
+    rng = np.random.default_rng(seed)
+    rows, config = make_rows(rng, 8, 20, 4, ties=ties), CASES[case]
+    candidates = None if case == "random" else make_candidates(rng, 8, 20, count, ties=ties)
+    gains = rng.normal(size=8).astype(np.float32)
+    one, server = run(rows, [0, 8], candidates, config, gains)
+    check_promises(rows, one, config)
+    assert server.version == 1 and server.journal[0]["live"] == rows.live.sum()
+    for bounds in ([0, 3, 8], [0, 0, 5, 5, 8]):
+        many, _ = run(rows, bounds, candidates, config, gains)
+        assert np.array_equal(one.columns, many.columns) and one.values.tobytes() == many.values.tobytes()
+
+
+def test_the_weakest_go_and_the_strongest_come():
+    offsets = np.array([0, 4, 8])
+    values = np.array([1.0, 0.1, 0, 0, 0.5, 0.4, 0.3, 0], np.float32)
+    columns = np.array([0, 1, 9, 9, 0, 1, 2, 9])
+    rows = OwnedRows(0, 2, offsets, values, columns, 9)
+    candidates = Candidates(np.array([0, 0, 1]), np.array([5, 6, 7]), np.array([0.3, 0.9, 0.5], np.float32))
+    config = SparsitySettings(rewire=RewireSettings(drop_fraction=0.4, drop_decay="constant"))
+    after, server = run(rows, [0, 2], candidates, config, np.array([1.0, 4.0], np.float32))
+    # 40 % of 5 entries: 0.1 of row 0 and, with √gain 2, 0.3 · 2 of row 1; the largest gradients grow
+    assert after.columns.tolist() == [0, 6, 9, 9, 0, 1, 7, 9]
+    assert after.values.tolist() == pytest.approx([1.0, 0, 0, 0, 0.5, 0.4, 0, 0])
+    assert server.journal[0]["dropped"] == server.journal[0]["grown"] == 2
+
+
+def test_strongest_dropped_are_restored_where_nothing_can_grow():
+    rng = np.random.default_rng(0)
+    rows = make_rows(rng, 6, 30, 4, ties=False)
+    nothing = Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    after, server = run(rows, [0, 6], nothing, CASES["global"], np.ones(6, np.float32))
+    assert np.array_equal(after.columns, rows.columns) and np.array_equal(after.values, rows.values)
+    assert server.journal[0]["restored"] == server.journal[0]["dropped"] > 0
+
+
+@pytest.mark.parametrize("where", ["value", "score"])
+def test_nan_is_refused_with_its_row(where):
+    rng = np.random.default_rng(0)
+    rows, candidates = make_rows(rng, 4, 30, 4, ties=False), make_candidates(rng, 4, 30, 20, ties=False)
+    if where == "value":
+        rows.values[rows.offsets[2] + np.flatnonzero(rows.live[rows.offsets[2] :])[0]] = np.nan
+    else:
+        candidates.scores[candidates.rows == 2] = np.nan
+    with pytest.raises(NumericError, match="Table item, row 2"):
+        run(rows, [0, 4], candidates, CASES["global"], np.ones(4, np.float32))
+
+
+def test_merge_equals_a_slow_reference_in_any_order():
+    rng = np.random.default_rng(4)
+    triples = Triples(rng.integers(0, 5, 300), rng.integers(0, 6, 300), rng.normal(size=300).astype(np.float32))
+    visited = rng.integers(0, 5, 40)
+    visited = np.concatenate([visited, np.arange(5)])
+    rows, columns, scores = merge(triples, visited)
+    for row, column, score in zip(rows, columns, scores, strict=True):
+        same = (triples.rows == row) & (triples.columns == column)
+        expected = abs(triples.gradients[same].astype(np.float64).sum()) / (visited == row).sum()
+        assert score == pytest.approx(expected, rel=1e-5)
+    order = rng.permutation(300)
+    shuffled = Triples(triples.rows[order], triples.columns[order], triples.gradients[order])
+    assert merge(shuffled, visited[::-1])[2].tobytes() == scores.tobytes()
+
+
+def test_server_refuses_what_does_not_fit():
+    server = SparsityServer(SparsitySettings(), 10, 2)
+    with pytest.raises(ProtocolError, match="1 messages came from 2 ranks"):
+        server.decide([Open(1, 5, 0, 10, 5)])
+    with pytest.raises(ProtocolError, match="version 1 is next"):
+        server.decide([Open(1, 5, 0, 10, 5), Open(2, 5, 3, 10, 5)])
+    with pytest.raises(ProtocolError, match="different steps"):
+        server.decide([Open(1, 5, 0, 10, 5), Open(1, 6, 3, 10, 5)])
+
+
+def test_unit_rows_have_length_one_and_keep_their_direction():
+    rows = make_rows(np.random.default_rng(0), 5, 20, 4, ties=False)
+    before = rows.values.copy()
+    rescale_to_unit(rows)
+    for r in range(5):
+        a, b = rows.offsets[r], rows.offsets[r + 1]
+        np.testing.assert_allclose(rows.values[a:b], before[a:b] / np.linalg.norm(before[a:b]), rtol=1e-6)
