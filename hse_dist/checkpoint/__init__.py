@@ -1,0 +1,1 @@
+"""Sharded state on disk: written whole, found again, the best and the newest kept."""

@@ -1,0 +1,126 @@
+"""The checkpoints of a run: `checkpoints/step-00000100/` with sharded state and `facts.json`.
+
+In: the sharded state of a table, and facts (step, data position, server journal, validation). Out: a folder that is
+there whole or not at all: ranks write into a temporary folder, rank 0 adds the facts and renames it.
+torch.distributed.checkpoint does the sharding, so another number of ranks can load what this one wrote. Its `.metadata`
+file is a pickle: checkpoints are trusted input.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+
+from hse_dist.errors import RunFolderError
+from hse_dist.files import read_json, write_json
+from hse_dist.ranks import Ranks
+
+FORMAT = 1
+FACTS = "facts.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One complete checkpoint: its folder and its facts."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.facts["step"])
+
+    @property
+    def metric(self) -> float | None:
+        """The validation metric after this step, if there was a validation."""
+        return self.facts.get("metric")
+
+
+class CheckpointStore:
+    """All checkpoints under `folder`; the newest `keep` and the best by validation stay."""
+
+    def __init__(self, folder: str | Path, keep: int) -> None:
+        self.folder, self.keep = Path(folder), keep
+
+    def all(self) -> list[Checkpoint]:
+        """Complete checkpoints by step.
+
+        Raises:
+            RunFolderError: one was written by another format of this project.
+        """
+        found = []
+        for path in sorted(self.folder.glob("step-*")):
+            facts = read_json(path / FACTS, "checkpoint's facts")
+            if facts.get("format") != FORMAT:
+                raise RunFolderError(f"The checkpoint {path} has format {facts.get('format')}, not {FORMAT}.")
+            found.append(Checkpoint(path, facts))
+        return found
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint."""
+        return max(self.all(), key=lambda one: one.step, default=None)
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint with the best validation; of equal ones the earliest. Without validation: the newest."""
+        judged = [one for one in self.all() if one.metric is not None]
+        return max(judged, key=lambda one: (one.metric, -one.step), default=None) or self.latest()
+
+    def save(self, state: dict[str, Any], facts: dict[str, Any], ranks: Ranks) -> Path:
+        """Write a checkpoint; a collective call.
+
+        Args:
+            state: sharded tensors.
+            facts: JSON; `step` names the folder, `metric` decides what is best.
+
+        Raises:
+            RunFolderError: it cannot be written; what was there before is untouched.
+        """
+        final = self.folder / f"step-{facts['step']:08d}"
+        temporary = self.folder / f".step-{facts['step']:08d}.tmp"
+        if ranks.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        ranks.barrier()
+        with _readable_errors(f"The checkpoint {final} cannot be written"):
+            dcp.save(state, checkpoint_id=str(temporary))
+            if ranks.rank == 0:
+                write_json(temporary / FACTS, {**facts, "format": FORMAT})
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(temporary, final)
+                self._prune()
+        ranks.barrier()
+        return final
+
+    def load(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+        """Fill `state` in place; a collective call.
+
+        Raises:
+            RunFolderError: the checkpoint cannot be read or does not fit.
+        """
+        with _readable_errors(f"The checkpoint {checkpoint.folder} cannot be read"):
+            dcp.load(state, checkpoint_id=str(checkpoint.folder))
+
+    def _prune(self) -> None:
+        best = self.best()
+        for old in self.all()[: -self.keep]:
+            if best is None or old.folder != best.folder:
+                shutil.rmtree(old.folder)
+
+
+@contextmanager
+def _readable_errors(what: str) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            # ShardedTensor is TorchRec's choice, and dcp says of it that DTensor is newer
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    except (dcp.api.CheckpointException, OSError) as error:  # the first is no subclass of Exception
+        raise RunFolderError(f"{what}: {error}") from None

@@ -1,0 +1,1 @@
+"""From interaction logs to training batches: resolve, prepare, open, stream, batch."""

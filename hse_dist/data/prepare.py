@@ -1,0 +1,235 @@
+"""From a raw log to a prepared folder.
+
+In: `config.data`. Out: `vocabulary.parquet`, `histories/split=…/bucket=…/part.parquet` and `manifest.json`, which
+appear together by one rename. Four rounds of independent tasks, each over files that the round before wrote:
+
+1. spill: fragments of the log → interactions sorted by range of the user hash;
+2. group: ranges → histories without duplicates, item counts;                (then: items with enough users)
+3. count: ranges → users with enough items, splits, counts of training users; (then: the vocabulary)
+4. write: buckets → Parquet.
+
+A task holds about `data.memory_mb`; the driver holds arrays of the size of the catalogue. What is written follows from
+the set of interactions and the settings, not from tasks, memory or the order of files.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hse_dist.config import Config, DataSettings
+from hse_dist.data import catalog, synthetic
+from hse_dist.data.histories import SPLITS
+from hse_dist.data.rounds import (
+    PartTask,
+    count_part,
+    group_part,
+    item_counts,
+    save_ids,
+    spill_fragment,
+    writable,
+    write_bucket,
+)
+from hse_dist.data.schema import Fragment, LogSchema, plan
+from hse_dist.data.shuffle import SpillTask, count_parts
+from hse_dist.data.source import find_files
+from hse_dist.data.vocabulary import assign_rows, merge_counts, write_vocabulary
+from hse_dist.errors import DataError
+from hse_dist.files import new_folder, read_json, write_json
+from hse_dist.tasks import map_tasks
+
+VERSION = 1
+CATALOG = "catalog:"
+NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream"}
+"""Settings that do not change what is written."""
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: Config) -> dict[str, Any]:
+    """Prepare the log of `config.data` into `config.data.folder`.
+
+    Returns:
+        folder, users (by split), items, interactions, left_out (held-out users of one item), read (interactions read,
+        after `min_rating`), seconds and interactions_per_second (of those read).
+
+    Raises:
+        DataError: the log cannot be used (see `source`, `schema`, `reader`), nothing is left of it, or the folder
+        cannot be
+            written or holds something else.
+    """
+    started = time.perf_counter()
+    settings = config.data
+    folder = Path(settings.folder).absolute()
+    if not is_prepared(config) and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(
+            f"{folder} exists and is not a prepared folder.",
+            cause="It would be replaced: choose another one.",
+            setting="data.folder",
+            value=settings.folder,
+        )
+    with writable(settings), new_folder(folder) as temporary:
+        work = temporary / "work"
+        work.mkdir()
+        manifest, read = _Preparation(settings, temporary, work).run()
+        shutil.rmtree(work)
+        write_json(temporary / "manifest.json", manifest)
+    seconds = time.perf_counter() - started
+    return {
+        "folder": settings.folder,
+        **{key: manifest[key] for key in ("users", "items", "interactions", "left_out")},
+        "read": read,
+        "seconds": round(seconds, 3),
+        "interactions_per_second": round(read / seconds),
+    }
+
+
+def is_prepared(config: Config) -> bool:
+    """Whether `config.data.folder` was made with these settings.
+
+    Raises:
+        DataError: it was made with other ones, by another version, or its manifest cannot be read.
+    """
+    path = Path(config.data.folder) / "manifest.json"
+    if not path.exists():
+        return False
+    manifest = read_json(path, "manifest of the prepared folder")
+    wanted = content_settings(config.data)
+    made = manifest.get("settings") if isinstance(manifest, dict) else None
+    if not isinstance(made, dict) or manifest.get("version") != VERSION:
+        what = "was not made by this version of prepare"
+    elif made != wanted:
+        keys = sorted(key for key in made.keys() | wanted.keys() if made.get(key) != wanted.get(key))
+        differing = ", ".join(f"data.{key} = {made.get(key)!r} (now {wanted.get(key)!r})" for key in keys)
+        what = f"was made with other settings: {differing}"
+    else:
+        return True
+    raise DataError(
+        f"The prepared folder {config.data.folder} {what}.",
+        cause="Choose another folder, or remove this one.",
+        setting="data.folder",
+        value=config.data.folder,
+    )
+
+
+def content_settings(settings: DataSettings) -> dict[str, Any]:
+    """The settings that the content of a prepared folder follows from, JSON-able."""
+    return settings.model_dump(mode="json", exclude=NOT_CONTENT)
+
+
+class _Preparation:
+    """The four rounds, from the driver's side."""
+
+    def __init__(self, settings: DataSettings, folder: Path, work: Path) -> None:
+        self.settings, self.folder, self.work = settings, folder, work
+        self.schema: LogSchema
+        self.spills: tuple[str, ...] = ()
+        self.parts = 0
+
+    def run(self) -> tuple[dict[str, Any], int]:
+        """(manifest, interactions read)"""
+        read = self._spill()
+        self._map(group_part, [(part,) for part in range(self.parts)], "group")
+        shutil.rmtree(self.work / "spills")
+        items = self._merge_items()
+        counted = self._map(count_part, [(part,) for part in range(self.parts)], "count")
+        users = {split: sum(counts[index] for counts in counted) for index, split in enumerate(SPLITS)}
+        self._check_users(users)
+        self._write_vocabulary(items)
+        per_bucket = self.parts // self.settings.buckets
+        buckets = [tuple(range(b * per_bucket, (b + 1) * per_bucket)) for b in range(self.settings.buckets)]
+        written = self._map(write_bucket, buckets, "write")
+        files = {split: [found[split] for found in written if split in found] for split in SPLITS}
+        interactions = {split: sum(file["interactions"] for file in files[split]) for split in SPLITS}
+        manifest = {
+            "version": VERSION,
+            "items": self.items,
+            "users": users,
+            "left_out": sum(counts[len(SPLITS)] for counts in counted),
+            "interactions": sum(interactions.values()),
+            "interactions_by_split": interactions,
+            "files": files,
+            "settings": content_settings(self.settings),
+        }
+        return manifest, read
+
+    def _spill(self) -> int:
+        settings, fragments, spills = self.settings, self._fragments(), self.work / "spills"
+        self.parts = count_parts(fragments, self.schema, settings)
+        spills.mkdir()
+        tasks = [
+            SpillTask(index, fragment, self.schema, settings, self.parts, str(spills))
+            for index, fragment in enumerate(fragments)
+        ]
+        log.info("spill: %d fragments into %d parts", len(fragments), self.parts)
+        results = map_tasks(spill_fragment, tasks, at_a_time=settings.tasks, label="prepare spill")
+        read = sum(count for _, count in results)
+        if not read:
+            least = settings.min_rating
+            cause = f"data.min_rating = {least} leaves nothing of it." if least is not None else ""
+            raise DataError("The log has no interactions.", cause=cause, setting="data.source", value=settings.source)
+        self.spills = tuple(path for paths, _ in results for path in paths)
+        return read
+
+    def _fragments(self) -> list[Fragment]:
+        settings, source = self.settings, self.settings.source
+        if settings.synthetic is not None:
+            made = self.work / "synthetic"
+            synthetic.write(settings.synthetic, settings.columns, made, tasks=settings.tasks)
+            files = find_files(str(made))
+        elif source.startswith(CATALOG):
+            files = find_files(str(catalog.fetch(source.removeprefix(CATALOG))))
+        else:
+            files = find_files(source, settings.format)
+        self.schema, fragments = plan(files, settings)
+        return fragments
+
+    def _map(self, function: Any, parts: list[tuple[int, ...]], label: str) -> list[Any]:
+        log.info("%s: %d tasks", label, len(parts))
+        spills = self.spills if function is group_part else ()
+        tasks = [PartTask(self.settings, self.schema, p, spills, str(self.work), str(self.folder)) for p in parts]
+        return map_tasks(function, tasks, at_a_time=self.settings.tasks, label=f"prepare {label}")
+
+    def _merge_items(self) -> pa.Array:
+        """Items with enough users, sorted; also written for the tasks."""
+        merged = merge_counts(item_counts(f"{self.work}/part-{part:05d}") for part in range(self.parts))
+        least = self.settings.min_item_count
+        kept = merged.filter(pa.array(merged.column("count").to_numpy() >= least)).column("item").combine_chunks()
+        if isinstance(kept, pa.ChunkedArray):
+            kept = kept.combine_chunks()
+        if not len(kept):
+            raise DataError(
+                f"None of the {merged.num_rows} items has enough users.", setting="data.min_item_count", value=least
+            )
+        save_ids(kept, self.work / "items.arrow")
+        return kept
+
+    def _check_users(self, users: dict[str, int]) -> None:
+        if sum(users.values()) > 1 and users["train"]:
+            return
+        found = ", ".join(f"{count} {split}" for split, count in users.items())
+        least = self.settings.min_user_count
+        raise DataError(
+            f"No users are left to train on and to test: {found}.",
+            cause="The log has too few users, or the minimum counts leave too few.",
+            setting="data.min_user_count",
+            value=least,
+        )
+
+    def _write_vocabulary(self, items: pa.Array) -> None:
+        train, used = np.zeros(len(items), np.int64), np.zeros(len(items), bool)
+        for part in range(self.parts):
+            with np.load(f"{self.work}/part-{part:05d}/counts.npz") as counts:
+                known = counts["places"] >= 0
+                train[counts["places"][known]] += counts["train"][known]
+                used[counts["places"][known]] |= counts["used"][known]
+        rows = assign_rows(train, used)
+        self.items = int(used.sum())
+        write_vocabulary(self.folder / "vocabulary.parquet", items, rows, train)
+        np.save(self.work / "rows.npy", rows)

@@ -1,0 +1,172 @@
+"""A prepared folder, opened for reading.
+
+In: a folder that `prepare` wrote. Out: its vocabulary, and its histories as `HistoryBlock`s — offsets and rows, the
+shape that a KeyedJaggedTensor or a CSR matrix wants — streamed in file order, or as a scipy matrix where a closed form
+needs it. No Python object a user is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+
+from hse_dist.data.histories import SPLITS
+from hse_dist.errors import DataError
+from hse_dist.files import read_json
+
+
+@dataclass(frozen=True)
+class HistoryBlock:
+    """Histories of B users, back to back."""
+
+    offsets: np.ndarray
+    """int64 [B + 1]: history of user b is rows[offsets[b]:offsets[b + 1]]."""
+    rows: np.ndarray
+    """int64 [L], in time order (rising without timestamps)."""
+    target_offsets: np.ndarray | None = None
+    """int64 [B + 1], of held-out users where asked for."""
+    target_rows: np.ndarray | None = None
+    """int64 [T]."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, users: np.ndarray) -> HistoryBlock:
+        """The histories of these users (int64 [n]) in this order, without targets."""
+        lengths = np.diff(self.offsets)[users]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        source = np.repeat(self.offsets[users] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return HistoryBlock(offsets, self.rows[source])
+
+    def slice(self, first: int, last: int) -> HistoryBlock:
+        """Users first … last − 1, without targets; rows are a view."""
+        start, stop = self.offsets[first], self.offsets[last]
+        return HistoryBlock(self.offsets[first : last + 1] - start, self.rows[start:stop])
+
+    def targets(self) -> HistoryBlock:
+        """The targets as histories of their own; none without targets."""
+        if self.target_offsets is None or self.target_rows is None:
+            return HistoryBlock(np.zeros(len(self) + 1, np.int64), np.zeros(0, np.int64))
+        return HistoryBlock(self.target_offsets, self.target_rows)
+
+    @staticmethod
+    def concatenate(blocks: Sequence[HistoryBlock]) -> HistoryBlock:
+        """The users of all blocks, one block after the other, without targets."""
+        lengths = [np.diff(block.offsets) for block in blocks]
+        offsets = np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum()
+        rows = np.concatenate([np.zeros(0, np.int64), *(block.rows for block in blocks)])
+        return HistoryBlock(offsets, rows)
+
+
+class Prepared:
+    """A prepared folder. Reads files on demand and keeps none in memory; pickles as its path.
+
+    Raises:
+        DataError: no prepared folder there, or a file of it is missing or damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).absolute()
+        self.manifest: dict[str, Any] = read_json(self.folder / "manifest.json", "manifest of the prepared folder")
+        try:
+            self.items = int(self.manifest["items"])
+            self._files = {split: list(self.manifest["files"][split]) for split in SPLITS}
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{self.folder}/manifest.json is not the manifest of a prepared folder.") from None
+        self._vocabulary: pa.Table | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Prepared, (self.folder,)
+
+    def counts(self) -> np.ndarray:
+        """Interactions by training users of each row, falling; int64 [items]."""
+        return self._read_vocabulary().column("count").to_numpy().astype(np.int64)
+
+    def item_ids(self) -> pa.Array:
+        """Raw id of each row, int64 or string [items]."""
+        return self._read_vocabulary().column("item").combine_chunks()
+
+    def users(self, split: str) -> int:
+        """Users of a split."""
+        return sum(file["users"] for file in self._of(split))
+
+    def row_groups(self, split: str) -> list[tuple[str, int, int]]:
+        """(path in the folder, row group, users) of a split in file order."""
+        return [(file["path"], i, users) for file in self._of(split) for i, users in enumerate(file["row_groups"])]
+
+    def scan(self, split: str, columns: Sequence[str] = ("rows",), batch_users: int = 8192) -> Iterator[HistoryBlock]:
+        """Histories of a split in file order, at most `batch_users` at a time.
+
+        Args:
+            split: train, valid or test.
+            columns: `rows`, and `target` for the held-out splits.
+        """
+        for file in self._of(split):
+            with self.open(file["path"]) as parquet, reading(self.folder / file["path"]):
+                for batch in parquet.iter_batches(batch_users, columns=list(columns), use_threads=False):
+                    yield to_block(batch)
+
+    def open(self, path: str) -> pq.ParquetFile:
+        """A Parquet file of the folder."""
+        with reading(self.folder / path):
+            return pq.ParquetFile(self.folder / path)
+
+    def matrix(self, split: str) -> sp.csr_matrix:
+        """Histories (of held-out users: their input) as a float32 binary matrix [users, items]."""
+        return self._matrix(split, "rows")
+
+    def targets(self, split: str) -> sp.csr_matrix:
+        """Targets of held-out users as a float32 binary matrix [users, items], users as in `matrix`."""
+        return self._matrix(split, "target")
+
+    def _matrix(self, split: str, column: str) -> sp.csr_matrix:
+        blocks = list(self.scan(split, (column,)))
+        if column == "target":
+            blocks = [block.targets() for block in blocks]
+        whole = HistoryBlock.concatenate(blocks)
+        values = np.ones(len(whole.rows), np.float32)
+        matrix = sp.csr_matrix((values, whole.rows, whole.offsets), shape=(len(whole), self.items))
+        matrix.sort_indices()
+        return matrix
+
+    def _of(self, split: str) -> list[dict[str, Any]]:
+        if split not in self._files:
+            raise DataError(f"There is no split {split!r}.", cause=f"There are {', '.join(SPLITS)}.")
+        return self._files[split]
+
+    def _read_vocabulary(self) -> pa.Table:
+        if self._vocabulary is None:
+            path = self.folder / "vocabulary.parquet"
+            with reading(path):
+                self._vocabulary = pq.read_table(path, columns=["item", "count"])
+        return self._vocabulary
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what pyarrow raises about a file into a DataError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} of the prepared folder cannot be read: {error}.", cause="Prepare it again.") from None
+
+
+def to_block(batch: pa.RecordBatch) -> HistoryBlock:
+    """A block of a record batch with a column `rows` and/or `target` (list<uint32>)."""
+    empty = (np.zeros(batch.num_rows + 1, np.int64), np.zeros(0, np.int64))
+    names = batch.schema.names
+    offsets, rows = _lists(batch.column("rows")) if "rows" in names else empty
+    return HistoryBlock(offsets, rows, *(_lists(batch.column("target")) if "target" in names else ()))
+
+
+def _lists(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    return offsets - offsets[0], column.flatten().to_numpy().astype(np.int64)

@@ -1,0 +1,109 @@
+"""Reads a fragment of a log as normalised batches.
+
+In: a `Fragment`. Out: record batches with the columns of `LogSchema.arrow()`: ids without nulls as int64 or
+large_string, the timestamp as int64 (microseconds where the log has dates) or float64. Ratings are used to filter and
+then left out. Batches are small, so that memory does not depend on the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hse_dist.config import ColumnNames
+from hse_dist.data.formats import open_text
+from hse_dist.data.schema import Fragment, LogSchema
+from hse_dist.errors import DataError
+
+BATCH_ROWS = 1 << 17
+
+
+def read(
+    fragment: Fragment, schema: LogSchema, columns: ColumnNames, min_rating: float | None
+) -> Iterator[pa.RecordBatch]:
+    """Normalised batches of a fragment.
+
+    Raises:
+        DataError: a damaged file, a value of another type than the column's, null ids or timestamps.
+    """
+    target = schema.arrow()
+    batches = _raw(fragment, _needed(fragment, target, min_rating))
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{fragment.file.name} cannot be read: {error}.",
+                cause="It may be damaged, or a column may change its type further down (see data.ids).",
+                setting="data.source",
+            ) from None
+        if batch is None:
+            return
+        normal = [_normal(batch, fragment, field, getattr(columns, field.name)) for field in target]
+        result = pa.RecordBatch.from_arrays(normal, schema=target)
+        if min_rating is not None:
+            result = result.filter(pc.greater_equal(_rating(batch, fragment, columns.rating or ""), min_rating))
+        if result.num_rows:
+            yield result
+
+
+def _needed(fragment: Fragment, target: pa.Schema, min_rating: float | None) -> list[str]:
+    roles = [*target.names, *(() if min_rating is None else ("rating",))]
+    return [fragment.names[role] for role in roles if role in fragment.names]
+
+
+def _raw(fragment: Fragment, names: list[str]) -> Iterator[pa.RecordBatch]:
+    if fragment.row_groups is not None:
+        with fragment.file.open() as opened:
+            # without pre-buffering a row group is read page by page, however large it is
+            parquet = pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20)
+            yield from parquet.iter_batches(BATCH_ROWS, list(fragment.row_groups), names, use_threads=False)
+        return
+    types = {fragment.names[role]: fragment.types[role] for role in fragment.names}
+    with fragment.file.stream() as stream, open_text(fragment.file.format, stream, types) as reader:
+        yield from reader
+
+
+def _column(batch: pa.RecordBatch, fragment: Fragment, role: str, column: str) -> pa.Array:
+    name = fragment.names.get(role)
+    if name is None:
+        value = pa.array([fragment.file.partition[column]], pa.string()).cast(fragment.types[role])
+        return value.take(pa.array(np.zeros(batch.num_rows, np.int64)))
+    array = batch.column(name)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _normal(batch: pa.RecordBatch, fragment: Fragment, field: pa.Field, column: str) -> pa.Array:
+    array = _column(batch, fragment, field.name, column)
+    setting = f"data.columns.{field.name}"
+    what = "timestamps" if field.name == "timestamp" else "ids"
+    missing = array.null_count
+    if field.name == "timestamp" and pa.types.is_floating(array.type):
+        missing += pc.sum(pc.is_nan(array)).as_py() or 0
+    if missing:
+        raise DataError(
+            f"The column {column} of {fragment.file.name} has null {what} ({missing} in {batch.num_rows} rows read).",
+            cause="Remove these rows from the log first.",
+            setting=setting,
+            value=column,
+        )
+    try:
+        if pa.types.is_temporal(array.type):
+            zone = getattr(array.type, "tz", None)
+            return array.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())
+        return array.cast(field.type)
+    except pa.ArrowException as error:
+        raise DataError(
+            f"The column {column} of {fragment.file.name} holds {what} that are not {field.type}: {error}.",
+            cause='Ids of mixed kinds need data.ids = "string".' if what == "ids" else "",
+            setting=setting,
+            value=column,
+        ) from None
+
+
+def _rating(batch: pa.RecordBatch, fragment: Fragment, column: str) -> pa.Array:
+    return _column(batch, fragment, "rating", column).cast(pa.float64(), safe=False)

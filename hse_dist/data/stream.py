@@ -1,0 +1,161 @@
+"""One rank's training input: histories of the training users in an order that all ranks agree on.
+
+In: a prepared folder. Out: an endless sequence of epochs of `HistoryBlock`s, one a step. The order is that of
+`order.py`, a pure function of (seed, epoch); the position is the number of blocks that all ranks together have
+consumed. Therefore a state taken on N ranks can be resumed on any other number, at exactly the next block.
+
+Every rank gives the same number of blocks: the last round is filled with empty ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from hse_dist.config import StreamSettings
+from hse_dist.data.order import EpochOrder, Slice
+from hse_dist.data.prefetch import prefetch
+from hse_dist.data.prepared import HistoryBlock, Prepared, reading, to_block
+from hse_dist.errors import DataError
+
+VERSION = 1
+EMPTY = HistoryBlock(np.zeros(1, np.int64), np.zeros(0, np.int64))
+
+
+class HistoryStream:
+    """Blocks of training users for rank `rank` of `ranks`.
+
+    Attributes:
+        epoch_number: of the next block; rises when an epoch's last block is handed out.
+        blocks: consumed in this epoch by all ranks together.
+        batches_per_epoch: blocks a rank in the whole present epoch, the same on all ranks.
+
+    Raises:
+        DataError: a file of the prepared folder cannot be read; there are no training users.
+    """
+
+    def __init__(
+        self, prepared: Prepared, settings: StreamSettings, *, batch_size: int, seed: int, rank: int, ranks: int
+    ) -> None:
+        self._prepared, self._settings = prepared, settings
+        self._batch, self._seed, self._rank, self._ranks = batch_size, seed, rank, ranks
+        self._groups = prepared.row_groups("train")
+        if not self._groups:
+            raise DataError(f"The prepared folder {prepared.folder} has no training users.")
+        self.epoch_number = self.blocks = 0
+        self._order = self._order_of(0)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.batches_in(self.epoch_number)
+
+    def batches_in(self, epoch: int) -> int:
+        """Blocks a rank in a whole epoch; where row groups differ in size, epochs may differ by a few blocks."""
+        return -(-len(self._order if epoch == self.epoch_number else self._order_of(epoch)) // self._ranks)
+
+    @property
+    def batches_left(self) -> int:
+        """Blocks that `epoch()` would give now."""
+        return -(-(len(self._order) - self.blocks) // self._ranks)
+
+    def epoch(self) -> Iterator[HistoryBlock]:
+        """Blocks from the present position to the end of the epoch, read ahead by a thread.
+
+        The position counts a block as consumed when it is handed out. Closing the iterator ends the thread and keeps
+        the position, so that the next call goes on with the next block.
+        """
+        order, start = self._order, self.blocks
+        mine = range(start + self._rank, start + self.batches_left * self._ranks, self._ranks)
+        blocks = prefetch(self._read(order, mine), self._settings.prefetch, f"stream of rank {self._rank}")
+        try:
+            for block in blocks:
+                self.blocks = min(self.blocks + self._ranks, len(order))
+                if self.blocks == len(order):
+                    self._start_epoch(self.epoch_number + 1)
+                yield block
+        finally:
+            blocks.close()  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and what it is a position in; JSON-able, the same on all ranks."""
+        return {"epoch": self.epoch_number, "blocks": self.blocks, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to the position of a stream over the same data with the same settings, on any number of ranks.
+
+        Raises:
+            DataError: the state is of another stream; names what differs.
+        """
+        identity = self._identity()
+        wrong = [
+            f"{key} is {state.get(key)!r}, here {value!r}" for key, value in identity.items() if state.get(key) != value
+        ]
+        if wrong:
+            raise DataError(
+                f"The data position does not fit this run: {'; '.join(wrong)}.",
+                cause="Resume with the settings and the prepared folder of the checkpoint.",
+            )
+        self._start_epoch(int(state["epoch"]))
+        if not 0 <= int(state["blocks"]) < len(self._order):
+            raise DataError(f"The data position {state['blocks']} is outside of an epoch of {len(self._order)} blocks.")
+        self.blocks = int(state["blocks"])
+
+    def _identity(self) -> dict[str, Any]:
+        digest = hashlib.sha256(json.dumps(self._groups).encode()).hexdigest()[:16]
+        return {
+            "version": VERSION,
+            "seed": self._seed,
+            "batch_size": self._batch,
+            "window": self._settings.window,
+            "lanes": self._settings.lanes,
+            "row_groups": digest,
+        }
+
+    def _start_epoch(self, epoch: int) -> None:
+        self._order = self._order_of(epoch)
+        self.epoch_number, self.blocks = epoch, 0
+
+    def _order_of(self, epoch: int) -> EpochOrder:
+        return EpochOrder([users for _, _, users in self._groups], self._settings, self._batch, self._seed, epoch)
+
+    def _read(self, order: EpochOrder, blocks: range) -> Iterator[HistoryBlock]:
+        windows = _Windows(self._prepared, self._groups, order)
+        for index in blocks:
+            if index >= len(order):
+                yield EMPTY
+            else:
+                yield HistoryBlock.concatenate([windows.users(piece) for piece in order.block(index)])
+
+
+class _Windows:
+    """Shuffled windows, one held a lane."""
+
+    def __init__(self, prepared: Prepared, groups: list[tuple[str, int, int]], order: EpochOrder) -> None:
+        self._prepared, self._groups, self._order = prepared, groups, order
+        self._held: dict[int, tuple[int, HistoryBlock]] = {}
+        self._files: dict[str, pq.ParquetFile] = {}
+
+    def users(self, piece: Slice) -> HistoryBlock:
+        held = self._held.get(piece.lane)
+        if held is None or held[0] != piece.window:
+            held = self._held[piece.lane] = (piece.window, self._load(piece.window))
+        return held[1].slice(piece.first, piece.last)
+
+    def _load(self, window: int) -> HistoryBlock:
+        read = [self._read(*self._groups[group]) for group in self._order.windows[window]]
+        whole = HistoryBlock.concatenate(read)
+        return whole.take(self._order.shuffle(window, len(whole)))
+
+    def _read(self, path: str, group: int, users: int) -> HistoryBlock:
+        if path not in self._files:
+            self._files[path] = self._prepared.open(path)
+        with reading(self._prepared.folder / path):
+            table = self._files[path].read_row_group(group, columns=["rows"], use_threads=False)
+        if table.num_rows != users:
+            raise DataError(f"{path} has {table.num_rows} users in row group {group}, the manifest says {users}.")
+        return to_block(table.combine_chunks().to_batches()[0])

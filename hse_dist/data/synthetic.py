@@ -1,0 +1,105 @@
+"""A made-up log of any size, the same for the same settings.
+
+In: `config.data.synthetic`. Out: Parquet files with the configured column names, which `prepare` reads like any other
+log.
+
+Items lie in clusters; a user prefers a few of them, and within a cluster popularity falls as a power of the rank. So
+counts have a long tail and items of a cluster occur together: what a co-occurrence model can learn. Users are made in
+blocks, each with its own generator, so that neither memory nor the content depends on how many blocks are made at a
+time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hse_dist.config import ColumnNames, SyntheticSettings
+from hse_dist.tasks import map_tasks
+
+BLOCK_USERS = 50_000
+CLUSTER_ITEMS = 100
+"""Items a cluster, about."""
+TASTES = 3
+"""Clusters that a user prefers."""
+LOYALTY = 0.8
+"""Share of interactions inside the preferred clusters; the rest are from the whole catalogue."""
+POWER = 0.8
+"""Probability of rank r is proportional to (r + 1) ** −POWER, in a cluster and over all."""
+SECONDS_APART = 3600
+
+
+@dataclass(frozen=True)
+class _Block:
+    settings: SyntheticSettings
+    columns: ColumnNames
+    folder: str
+    index: int
+
+
+def write(settings: SyntheticSettings, columns: ColumnNames, folder: Path, *, tasks: int) -> None:
+    """Write the log as one Parquet file a block of users: user and item (int64) and timestamp (int64, seconds).
+
+    `mean_history` is the mean before duplicates are merged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    blocks = range(-(-settings.users // BLOCK_USERS))
+    map_tasks(
+        _write_block,
+        [_Block(settings, columns, str(folder), index) for index in blocks],
+        at_a_time=tasks,
+        label="synthetic log",
+    )
+
+
+def _write_block(block: _Block) -> None:
+    names = [block.columns.user, block.columns.item, block.columns.timestamp or "timestamp"]
+    schema = pa.schema([(name, pa.int64()) for name in names])
+    with pq.ParquetWriter(f"{block.folder}/part-{block.index:05d}.parquet", schema, compression="zstd") as writer:
+        for columns in interactions(block.settings, block.index):
+            writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
+
+
+def interactions(settings: SyntheticSettings, block: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(users, items, timestamps), int64 arrays, of a block of users in pieces of at most about a million."""
+    rng = np.random.default_rng([settings.seed, block])
+    first, last = block * BLOCK_USERS, min((block + 1) * BLOCK_USERS, settings.users)
+    step = max(1, 1_000_000 // settings.mean_history)
+    for start in range(first, last, step):
+        users = np.arange(start, min(start + step, last))
+        # geometric lengths: many short histories, few long ones
+        lengths = np.minimum(rng.geometric(1 / settings.mean_history, len(users)), settings.items)
+        owner = np.repeat(np.arange(len(users)), lengths)
+        items = _items(rng, settings, owner, len(users))
+        place = np.arange(len(owner)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        times = 1_000_000_000 + users[owner] % 86_400 + place * SECONDS_APART
+        yield users[owner], items, times
+
+
+def _items(rng: np.random.Generator, settings: SyntheticSettings, owner: np.ndarray, users: int) -> np.ndarray:
+    clusters = max(1, settings.items // CLUSTER_ITEMS)
+    tastes = _ranks(rng.random((users, TASTES)), clusters)
+    cluster = tastes[owner, rng.integers(0, TASTES, len(owner))]
+    # cluster c holds the popularity ranks c, c + clusters, c + 2·clusters, …: every cluster has popular items
+    size = (settings.items - 1 - cluster) // clusters + 1
+    inside = cluster + clusters * _ranks(rng.random(len(owner)), size)
+    outside = _ranks(rng.random(len(owner)), settings.items)
+    rank = np.where(rng.random(len(owner)) < LOYALTY, inside, outside)
+    # ids must not give the rank away: a fixed permutation, multiplication by a number prime to the catalogue's size
+    factor = next(
+        f for f in range(int(settings.items * 0.618) | 1, 2 * settings.items + 3) if gcd(f, settings.items) == 1
+    )
+    return rank * factor % settings.items
+
+
+def _ranks(uniform: np.ndarray, size: np.ndarray | int) -> np.ndarray:
+    """Ranks 0 … size − 1 with a power law, by inverting its continuous distribution function; int64."""
+    tail = 1.0 - POWER
+    ranks = ((np.asarray(size) + 1.0) ** tail * uniform + (1.0 - uniform)) ** (1.0 / tail) - 1.0
+    return np.minimum(ranks.astype(np.int64), np.asarray(size) - 1)

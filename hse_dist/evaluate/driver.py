@@ -1,0 +1,88 @@
+"""The evaluation job: the best checkpoint of a run, or a baseline, on held-out users.
+
+In: a configuration. Out: metrics and sizes, also as files in the run folder (`evaluation/SPLIT.json`, and the metrics of
+each user as Parquet, so that two runs can be compared by a paired bootstrap).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from hse_dist.checkpoint.store import CheckpointStore
+from hse_dist.cluster import connect, run_workers
+from hse_dist.config import Config
+from hse_dist.data.prepared import Prepared
+from hse_dist.errors import RunFolderError
+from hse_dist.evaluate.metrics import write_users
+from hse_dist.evaluate.ranking import rank_users
+from hse_dist.files import write_json
+from hse_dist.model.autoencoder import Autoencoder
+from hse_dist.ranks import Ranks
+from hse_dist.run_folder import RunFolder
+from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.tables import make_table
+from hse_dist.tables.sharded import DenseTable, PackedTable
+
+LIVE_ENTRY_BYTES = 8
+"""A live entry is a float32 value and a column number of four bytes."""
+
+
+def evaluate(config: Config, split: str = "test") -> dict[str, Any]:
+    """Metrics of the run's best checkpoint on `split`.
+
+    Raises:
+        HseError: there is no such run, or workers failed.
+    """
+    RunFolder(config).check()
+    began = time.perf_counter()
+    with connect(config.cluster):
+        answer = run_workers(evaluate_worker, {"config": config, "split": split}, config, "evaluate")
+    return {**answer, "seconds": time.perf_counter() - began}
+
+
+def evaluate_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
+    """One rank of the job."""
+    config: Config = arguments["config"]
+    split = arguments["split"]
+    prepared = Prepared(config.data.folder)
+    table, step = open_best(config, prepared, ranks)
+    metrics = rank_users(table, Autoencoder(config.model), prepared, split, config.evaluate, ranks)
+    answer = {"split": split, "step": step, "seed": config.data.split.seed, **metrics.result(), **sizes(table)}
+    if ranks.rank == 0:
+        folder = Path(config.run.folder) / "evaluation"
+        write_users(folder / f"{split}-users.parquet", metrics.per_user())
+        write_json(folder / f"{split}.json", answer)
+    return answer
+
+
+def open_best(config: Config, prepared: Prepared, ranks: Ranks) -> tuple[PackedTable | DenseTable, int]:
+    """The table of the run's best checkpoint, and its step; a collective call.
+
+    Raises:
+        RunFolderError: the run has no checkpoint.
+    """
+    folder = RunFolder(config)
+    store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
+    best = store.best()
+    if best is None:
+        raise RunFolderError(
+            f"The run in {folder.path} has no checkpoint.", cause="Train first.", setting="run.folder", value=folder.path
+        )
+    start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
+    table = make_table(config, prepared.items, start, ranks)
+    store.load(best, table.state_dict())
+    return table, best.step
+
+
+def sizes(table: PackedTable | DenseTable) -> dict[str, Any]:
+    """Live entries, slots and bytes; a collective call."""
+    live = table.live_entries()
+    if isinstance(table, DenseTable):
+        return {"live_entries": live, "slots_per_live": 1.0, "bytes_per_item": 4.0 * table.dims}
+    return {
+        "live_entries": live,
+        "slots_per_live": table.layout.slots / live,
+        "bytes_per_item": LIVE_ENTRY_BYTES * live / table.rows,
+    }

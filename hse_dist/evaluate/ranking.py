@@ -1,0 +1,79 @@
+"""Full-catalogue ranking of held-out users, spread over the ranks.
+
+In: a sharded table, a model, the prepared histories. Out: `Metrics` of all users, the same on every rank. Blocks of
+users go round the ranks; each rank looks the whole catalogue up in blocks of items for every block of its users, so the
+largest matrix is users × items of the settings, and the number of collective calls is the same on all ranks.
+
+Shapes: B users, L history positions, n items of a block, K columns in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from hse_dist.config import EvaluateSettings
+from hse_dist.data.prepared import HistoryBlock, Prepared
+from hse_dist.evaluate.metrics import DEPTH, Metrics, thirds
+from hse_dist.evaluate.topk import TopK, mask
+from hse_dist.model.autoencoder import Autoencoder
+from hse_dist.ranks import Ranks
+from hse_dist.tables.sharded import DenseTable, PackedTable
+
+EMPTY = HistoryBlock(np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros(0, np.int64))
+
+
+def rank_users(
+    table: PackedTable | DenseTable,
+    model: Autoencoder,
+    prepared: Prepared,
+    split: str,
+    settings: EvaluateSettings,
+    ranks: Ranks,
+) -> Metrics:
+    """Metrics of the users of `split` ("valid" or "test"); a collective call.
+
+    Raises:
+        DataError: a held-out user has no target.
+        NumericError: a score is NaN.
+    """
+    metrics = Metrics(thirds(prepared.counts()))
+    for block, first_user in _my_blocks(prepared, split, settings.users, ranks):
+        top = top_items(table, model, block, settings.items)
+        targets = block.targets()
+        metrics.add(top.cpu().numpy(), targets.offsets, targets.rows, first_user + np.arange(len(block)))
+    merged = Metrics(metrics.third)
+    for part in ranks.gather(metrics):
+        merged.merge(part)
+    return merged
+
+
+def _my_blocks(prepared: Prepared, split: str, users: int, ranks: Ranks) -> Iterator[tuple[HistoryBlock, int]]:
+    """Every `ranks.size`-th block of users with the position of its first one; empty blocks even out the end."""
+    first = count = 0
+    for block in prepared.scan(split, ("rows", "target"), users):
+        if count % ranks.size == ranks.rank:
+            yield block, first
+        first += len(block)
+        count += 1
+    if count % ranks.size and ranks.rank >= count % ranks.size:
+        yield EMPTY, first
+
+
+@torch.no_grad()
+def top_items(table: PackedTable | DenseTable, model: Autoencoder, block: HistoryBlock, items: int) -> torch.Tensor:
+    """The best items of each history without its own, int64 [B, 100]; −1 where there are fewer. A collective call."""
+    device = table.ranks.device
+    seen = torch.from_numpy(np.ascontiguousarray(block.rows)).to(device)
+    offsets = torch.from_numpy(block.offsets).to(device)
+    distinct, positions = torch.unique(seen, return_inverse=True)
+    u_kb, kept_columns = model.encode(table.lookup(distinct), offsets, positions)
+    top = TopK(len(block), DEPTH, device)
+    for first in range(0, table.rows, items):
+        rows = torch.arange(first, min(first + items, table.rows), device=device)
+        scores = model.operators(table.lookup(rows), kept_columns).score(u_kb).t().contiguous()
+        mask(scores, first, offsets, seen)
+        top.update(scores, first)
+    return top.result()

@@ -1,0 +1,173 @@
+"""The loop around the step: epochs, validation, checkpoints, and going on where a checkpoint stopped.
+
+In: a trainer, a stream, a store. Out: checkpoints of which the best by validation is the result. The start is validated
+and stored as step 0, so that training never ends below its start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hse_dist.checkpoint.store import Checkpoint, CheckpointStore
+from hse_dist.config import Config
+from hse_dist.data.prepared import Prepared
+from hse_dist.data.stream import HistoryStream
+from hse_dist.evaluate.ranking import rank_users
+from hse_dist.files import new_file
+from hse_dist.run_folder import RunFolder
+from hse_dist.sparsity.schedule import rewires_at
+from hse_dist.train.metrics import MetricsLog, Progress
+from hse_dist.train.step import Trainer
+
+Report = Callable[[dict[str, Any], str], None]
+"""Tells Ray Train of a checkpoint: metrics and its folder."""
+
+
+@dataclass
+class Totals:
+    """Sums since the last training line (loss, users, steps) and since the start (bytes); this rank's."""
+
+    loss: float = 0.0
+    users: int = 0
+    steps: int = 0
+    wire_bytes: int = 0
+
+
+@dataclass
+class Loop:
+    """Everything a run needs, and the position in it."""
+
+    config: Config
+    trainer: Trainer
+    stream: HistoryStream
+    prepared: Prepared
+    store: CheckpointStore
+    folder: RunFolder
+    report: Report
+    live: int
+    step: int = 0
+    metric: float | None = None
+    best: float = float("-inf")
+    worse: int = 0
+    totals: Totals = field(default_factory=Totals)
+
+    @property
+    def ranks(self) -> Any:
+        return self.trainer.ranks
+
+    def run(self, resumed: Checkpoint | None) -> dict[str, Any]:
+        """Train from the start, or from a checkpoint, to the end; the summary of the run."""
+        started = time.perf_counter()
+        if resumed is not None:
+            self._resume(resumed)
+        first = self.ranks.rank == 0
+        metrics = MetricsLog(self.folder.path, first=first, step=self.step)
+        try:
+            if resumed is None:
+                self._validate(metrics)
+                self._save()
+                self.metric = None
+            progress = Progress(self.step, self.trainer.steps)
+            while self.stream.epoch_number < self.config.train.epochs and not self._out_of_patience():
+                self._run_epoch(metrics, progress)
+        finally:
+            metrics.close()
+        best = self.store.best()
+        assert best is not None
+        return {
+            "run": str(self.folder.path),
+            "steps": self.step,
+            "seconds": time.perf_counter() - started,
+            "resumed_from": resumed.step if resumed is not None else None,
+            "best_step": best.step,
+            "start_valid": next((c.metric for c in self.store.all() if c.step == 0), None),
+            "best_valid": best.metric,
+            "live_entries": self.live,
+        }
+
+    def _out_of_patience(self) -> bool:
+        return bool(self.config.train.patience) and self.worse >= self.config.train.patience
+
+    def _run_epoch(self, metrics: MetricsLog, progress: Progress) -> None:
+        settings = self.config.train
+        for block in self.stream.epoch():
+            self.step += 1
+            result = self.trainer.step(block, self.step)
+            self.totals.loss += result.loss
+            self.totals.users += result.users
+            self.totals.wire_bytes += result.wire_bytes
+            self.totals.steps += 1
+            if self.step % settings.log_every == 0:
+                self._log(metrics, progress)
+            if rewires_at(self.config.sparsity.rewire, self.step, self.trainer.steps) and result.rewired:
+                self._log_rewire(metrics)
+            # the end of an epoch has its own checkpoint, after the validation
+            if settings.checkpoint_every and self.step % settings.checkpoint_every == 0 and self.stream.blocks:
+                self._save()
+        ended = self.stream.epoch_number
+        if ended % settings.evaluate_every == 0 or ended == settings.epochs:
+            self._validate(metrics)
+            self._save()
+            self.metric = None
+
+    def _log(self, metrics: MetricsLog, progress: Progress) -> None:
+        mine = [self.totals.loss / self.totals.steps, float(self.totals.users), float(self.totals.wire_bytes)]
+        loss, users, wire_bytes = self.ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
+        self.totals = Totals(wire_bytes=self.totals.wire_bytes)
+        if self.ranks.rank == 0:
+            values = progress.line(self.step, loss / self.ranks.size, int(users), self.live, int(wire_bytes))
+            metrics.write("train", self.step, values)
+
+    def _log_rewire(self, metrics: MetricsLog) -> None:
+        journal = self.trainer.transport.state_dict()["journal"]
+        values = {name: journal[-1][name] for name in ("version", "live", "dropped", "grown", "restored", "fraction")}
+        metrics.write("rewire", self.step, values)
+
+    def _validate(self, metrics: MetricsLog) -> None:
+        if not self.prepared.users("valid"):
+            return
+        trainer = self.trainer
+        found = rank_users(trainer.table, trainer.model, self.prepared, "valid", self.config.evaluate, self.ranks)
+        values = found.result()
+        self.metric = float(values[self.config.evaluate.metric])
+        self.worse = 0 if self.metric > self.best else self.worse + 1
+        self.best = max(self.best, self.metric)
+        metrics.write("validate", self.step, {name: values[name] for name in ("ndcg@100", "recall@20", "recall@50")})
+
+    def _save(self) -> None:
+        server = self.trainer.transport.state_dict()
+        facts = {
+            "step": self.step,
+            "stream": self.stream.state_dict(),
+            "server": server,
+            "metric": self.metric,
+            "best": self.best if self.best > float("-inf") else None,
+            "worse": self.worse,
+            "wire_bytes": self.totals.wire_bytes,
+        }
+        path = self.store.save(self.trainer.table.state_dict(), facts, self.ranks)
+        if self.ranks.rank == 0:
+            _write_journal(self.folder, server["journal"])
+        self.report({"step": self.step, "valid": self.metric}, str(path))
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        self.store.load(checkpoint, self.trainer.table.state_dict())
+        facts = checkpoint.facts
+        self.step, self.worse = facts["step"], facts["worse"]
+        self.best = facts["best"] if facts["best"] is not None else float("-inf")
+        self.totals.wire_bytes = facts["wire_bytes"]
+        self.trainer.version = facts["server"]["version"]
+        self.stream.load_state_dict(facts["stream"])
+
+
+def _write_journal(folder: RunFolder, journal: list[dict[str, Any]]) -> None:
+    import json
+
+    with new_file(folder.journal) as temporary:
+        lines = (json.dumps(entry, sort_keys=True) + "\n" for entry in journal)
+        temporary.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,104 @@
+"""What a run says while it runs: `metrics.jsonl`, TensorBoard scalars, a progress line.
+
+In: numbers of rank 0. Out: one JSON line an event (`kind` = train, validate or rewire; each with its step), the same as
+scalars, and a log line. A resumed run first forgets what came after its checkpoint, so no step is counted twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from hse_dist.files import new_file
+
+log = logging.getLogger(__name__)
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Cut `path` (JSON lines with a `step`) down to the lines up to and including `step`."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if _step(line) <= step]
+    with new_file(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _step(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # torn by a crash: it belongs to no step
+
+
+class MetricsLog:
+    """Writes for rank 0; for other ranks every call does nothing.
+
+    Args:
+        folder: the run folder.
+        first: whether this is the rank that writes.
+        step: of the checkpoint that the run goes on from; 0 for a new one.
+    """
+
+    def __init__(self, folder: Path, *, first: bool, step: int) -> None:
+        self.file = folder / "metrics.jsonl"
+        self._board = None
+        if not first:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        keep_until(self.file, step)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append one event."""
+        if self._board is None:
+            return
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}, sort_keys=True) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush the scalars."""
+        if self._board is not None:
+            self._board.close()
+
+
+class Progress:
+    """Rates between two lines, and when it will be over."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self.steps, self.began, self.began_at = steps, step, time.perf_counter()
+        self.last, self.last_at, self.users = step, self.began_at, 0
+
+    def line(self, step: int, loss: float, users: int, live: int, wire_bytes: int) -> dict[str, Any]:
+        """The values of a training line; `users` and `wire_bytes` of all ranks since the last line and the start."""
+        now = time.perf_counter()
+        seconds = max(now - self.last_at, 1e-9)
+        values = {
+            "loss": loss,
+            "steps_per_second": (step - self.last) / seconds,
+            "users_per_second": users / seconds,
+            "live_entries": live,
+            "wire_bytes": wire_bytes,
+            "eta_seconds": (self.steps - step) * (now - self.began_at) / max(step - self.began, 1),
+        }
+        self.last, self.last_at = step, now
+        log.info(
+            "step %d/%d  loss %.4f  %.1f steps/s  %.0f users/s  %d live  %.1f MB on the wire  %.0f s to go",
+            step,
+            self.steps,
+            loss,
+            values["steps_per_second"],
+            values["users_per_second"],
+            live,
+            wire_bytes / 1e6,
+            values["eta_seconds"],
+        )
+        return values

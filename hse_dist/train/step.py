@@ -1,0 +1,129 @@
+"""One training step, on one screen.
+
+In: a block of histories. Out: tables that moved a little, and now and then other live entries. It is the same code on 1
+and N ranks: `lookup`, `backward` and `rewire` are collective, all else is local.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from hse_dist.config import Config
+from hse_dist.data.batch import Batch, make_batch
+from hse_dist.data.prepared import HistoryBlock
+from hse_dist.errors import NumericError
+from hse_dist.model.autoencoder import Autoencoder
+from hse_dist.ranks import Ranks
+from hse_dist.sparsity.client import Transport
+from hse_dist.sparsity.collect import GrowthCollector
+from hse_dist.sparsity.growth import merge
+from hse_dist.sparsity.rewire import Candidates, rescale_to_unit, rewire
+from hse_dist.sparsity.schedule import collects_at, rewires_at
+from hse_dist.tables.sharded import DenseTable, PackedTable
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step says of itself: loss (this rank's), users, payload bytes to other ranks, and whether it rewired."""
+
+    loss: float
+    users: int
+    wire_bytes: int
+    rewired: bool
+
+
+class Trainer:
+    """A table, a model, and the way from one step to the next.
+
+    Args:
+        transport: to the SparsityServer.
+        steps: length of the run, for schedules.
+    """
+
+    def __init__(
+        self, config: Config, table: PackedTable | DenseTable, transport: Transport, ranks: Ranks, steps: int
+    ) -> None:
+        self.config, self.table, self.transport, self.ranks, self.steps = config, table, transport, ranks, steps
+        self.model = Autoencoder(config.model)
+        self.collector = GrowthCollector(config.sparsity.rewire)
+        self.version = 0
+
+    def step(self, block: HistoryBlock, step: int) -> StepResult:
+        """Train on one block of histories; `step` counts from 1 and keys every random number."""
+        batch = self._batch(block, step)
+        rewiring = self.config.sparsity.rewire
+        packed = isinstance(self.table, PackedTable)
+        collect = packed and collects_at(rewiring, step, self.steps)
+        self._set_rates(step)
+        rows = self.table.lookup(batch.candidates)
+        loss, activations = self.model.loss(rows, batch, self._generator(step), collect=collect)
+        self._check(loss, step)
+        loss.backward()  # the fused optimizer updates the owners' shards in here
+        if collect:
+            self.collector.collect(activations, batch.candidates)
+        rewired = packed and rewires_at(rewiring, step, self.steps)
+        if rewired:
+            self.rewire(step)
+        users = int((batch.offsets.diff() > 0).sum())
+        return StepResult(loss.item(), users, self.table.wire_bytes(batch.candidates), rewired)
+
+    def rewire(self, step: int) -> None:
+        """Let all ranks choose new live entries together."""
+        table = self.table
+        assert isinstance(table, PackedTable)
+        candidates, visited = None, 0
+        if self.config.sparsity.rewire.grow == "gradient":
+            triples, seen = self.collector.send_to_owners(self.ranks, table.row_ranges)
+            candidates = Candidates(*merge(triples, seen))
+            visited = len(seen)
+        owned = table.owned()
+        gains = table.gains(owned.first, owned.last)
+        self.version = rewire(
+            owned,
+            gains,
+            candidates,
+            self.transport,
+            self.config.sparsity,
+            version=self.version,
+            step=step,
+            seed=self.config.run.seed,
+            visits=visited,
+        )
+        if self.config.model.row_norm == "unit":
+            rescale_to_unit(owned)
+        table.put_back(owned)
+
+    def _batch(self, block: HistoryBlock, step: int) -> Batch:
+        batch = make_batch(
+            block,
+            rows=self.table.rows,
+            negatives=self.config.train.negatives,
+            seed=self.config.run.seed,
+            step=step,
+            rank=self.ranks.rank,
+        )
+        device = self.ranks.device
+        return Batch(batch.candidates.to(device), batch.offsets.to(device), batch.positions.to(device))
+
+    def _generator(self, step: int) -> torch.Generator:
+        """Of the input dropout: keyed, not carried, so that a resumed run draws what an uninterrupted one would."""
+        key = (self.config.run.seed * 1_000_003 + step) * 65_537 + self.ranks.rank
+        return torch.Generator().manual_seed(key % 2**63)
+
+    def _set_rates(self, step: int) -> None:
+        settings, share = self.config.train, 1.0
+        if settings.decay == "cosine":
+            share = 0.5 * (1.0 + math.cos(math.pi * (step - 1) / self.steps))
+        self.table.set_rates(settings.learning_rate * share, settings.gain_learning_rate * share)
+
+    def _check(self, loss: torch.Tensor, step: int) -> None:
+        if not torch.isfinite(loss):
+            raise NumericError(
+                f"The loss of rank {self.ranks.rank} in step {step} is {loss.item()}.",
+                cause="Training diverged; a smaller rate is the usual cure.",
+                setting="train.learning_rate",
+                value=self.config.train.learning_rate,
+            )

@@ -1,0 +1,97 @@
+"""What one rank does in a training job: build everything, left to right, and run the loop.
+
+In: the ranks, the configuration, the SparsityServer's handle. Out: the summary of the run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from hse_dist.checkpoint.store import CheckpointStore
+from hse_dist.config import Config
+from hse_dist.data.prepared import Prepared
+from hse_dist.data.stream import HistoryStream
+from hse_dist.files import write_json
+from hse_dist.ranks import Ranks
+from hse_dist.run_folder import RunFolder
+from hse_dist.sparsity.client import GroupTransport, Transport
+from hse_dist.sparsity.server import SparsityServer
+from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.tables import make_table
+from hse_dist.tasks import ray_is_running
+from hse_dist.train.loop import Loop, Report
+from hse_dist.train.step import Trainer
+
+
+def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Train on this rank.
+
+    Args:
+        arguments: `config`, and `server`, the actor's handle or None where the process group carries the messages.
+    """
+    config: Config = arguments["config"]
+    folder = RunFolder(config)
+    prepared = Prepared(config.data.folder)
+    start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
+    table = make_table(config, prepared.items, start, ranks)
+    stream = HistoryStream(
+        prepared,
+        config.data.stream,
+        batch_size=config.train.batch_size,
+        seed=config.run.seed,
+        rank=ranks.rank,
+        ranks=ranks.size,
+    )
+    steps = sum(stream.batches_in(epoch) for epoch in range(config.train.epochs))
+    store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
+    resumed = store.latest()
+    state = resumed.facts["server"] if resumed is not None else arguments["server_state"]
+    transport = join_server(config, arguments.get("server"), ranks, steps, state)
+    trainer = Trainer(config, table, transport, ranks, steps)
+    trainer.version = state["version"]
+    loop = Loop(config, trainer, stream, prepared, store, folder, reporter(ranks), table.live_entries())
+    return loop.run(resumed)
+
+
+def join_server(config: Config, actor: Any, ranks: Ranks, steps: int, state: dict[str, Any]) -> Transport:
+    """This rank's way to the SparsityServer, which takes up `state`."""
+    if actor is None:
+
+        def make_server() -> SparsityServer:
+            server = SparsityServer(config.sparsity, steps, ranks.size)
+            server.load_state_dict(state)
+            return server
+
+        return GroupTransport(ranks, make_server)
+    from hse_dist.sparsity.actor import RayTransport
+
+    attempt: list[Any] = [uuid.uuid4().hex]
+    dist.broadcast_object_list(attempt)
+    transport = RayTransport(actor, attempt[0], ranks.rank, config.cluster.timeout_seconds)
+    transport.join(ranks.size, steps, config.sparsity.model_dump_json(), state)
+    return transport
+
+
+def reporter(ranks: Ranks) -> Report:
+    """Tells Ray Train of a checkpoint by a small pointer to it; does nothing outside of Ray Train.
+
+    Ray takes only checkpoints below its own storage path, and its copy would double the tables on disk.
+    """
+    if not ray_is_running():
+        return lambda metrics, path: None
+    import ray.train
+
+    def report(metrics: dict[str, Any], path: str) -> None:
+        if ranks.rank:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            write_json(Path(folder) / "pointer.json", {"checkpoint": path})
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    return report
