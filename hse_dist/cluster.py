@@ -20,6 +20,7 @@ import torch
 from hse_dist.config import ClusterSettings, Config
 from hse_dist.errors import HseError, ResourceError, TrainingError
 from hse_dist.files import read_json, write_json
+from hse_dist.log import set_levels
 from hse_dist.ranks import Ranks, free_address, process_group
 from hse_dist.tasks import ray_is_running
 
@@ -39,18 +40,19 @@ def connect(settings: ClusterSettings) -> Iterator[None]:
             _check_resources(settings)
         yield
         return
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        # nobody takes a node of a local cluster away
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
 
-    address = settings.address or os.environ.get("RAY_ADDRESS")
     started = time.perf_counter()
     local: dict[str, Any] = {"num_cpus": os.cpu_count(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         ray.init(
             address=address or "local",
             logging_level=logging.WARNING,
-            log_to_driver=True,
+            runtime_env={"worker_process_setup_hook": "hse_dist.log.set_up_worker"},
             **({} if address else local),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -170,7 +172,7 @@ def _ray_worker(call: dict[str, Any]) -> None:
 def prepare_process(settings: ClusterSettings) -> None:
     """Threads, allocator and log levels of a process that does arithmetic."""
     torch.set_num_threads(settings.cpus_per_worker)
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    set_levels()
     # glibc gives blocks of some MiB back to the system after each use; a step would fault in the same pages again and
     # again (measured: 37 ms of a 140 ms step)
     libc = ctypes.CDLL(None)

@@ -84,8 +84,6 @@ def group(table: pa.Table) -> Part:
 def _encode(column: pa.ChunkedArray, *, by_hash: bool) -> tuple[pa.Array, np.ndarray]:
     """(distinct ids in order, the position of each row's id among them: int32)."""
     encoded = column.combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
     ids = encoded.dictionary
     if by_hash:
         hashes = pa.array(hash_ids(ids, BUCKET_SEED))

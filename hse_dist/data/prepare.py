@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,7 @@ def prepare(config: Config) -> dict[str, Any]:
 
     Raises:
         DataError: the log cannot be used (see `source`, `schema`, `reader`), nothing is left of it, or the folder
-        cannot be
-            written or holds something else.
+            cannot be written or holds something else.
     """
     started = time.perf_counter()
     settings = config.data
@@ -130,15 +130,16 @@ class _Preparation:
         self.settings, self.folder, self.work = settings, folder, work
         self.schema: LogSchema
         self.spills: tuple[str, ...] = ()
-        self.parts = 0
+        self.parts = self.items = 0
 
     def run(self) -> tuple[dict[str, Any], int]:
         """(manifest, interactions read)"""
         read = self._spill()
-        self._map(group_part, [(part,) for part in range(self.parts)], "group")
+        each = [(part,) for part in range(self.parts)]
+        self._map(group_part, each, "group", self.spills)
         shutil.rmtree(self.work / "spills")
         items = self._merge_items()
-        counted = self._map(count_part, [(part,) for part in range(self.parts)], "count")
+        counted = self._map(count_part, each, "count")
         users = {split: sum(counts[index] for counts in counted) for index, split in enumerate(SPLITS)}
         self._check_users(users)
         self._write_vocabulary(items)
@@ -190,9 +191,14 @@ class _Preparation:
         self.schema, fragments = plan(files, settings)
         return fragments
 
-    def _map(self, function: Any, parts: list[tuple[int, ...]], label: str) -> list[Any]:
+    def _map(
+        self,
+        function: Callable[[PartTask], Any],
+        parts: Sequence[tuple[int, ...]],
+        label: str,
+        spills: tuple[str, ...] = (),
+    ) -> list[Any]:
         log.info("%s: %d tasks", label, len(parts))
-        spills = self.spills if function is group_part else ()
         tasks = [PartTask(self.settings, self.schema, p, spills, str(self.work), str(self.folder)) for p in parts]
         return map_tasks(function, tasks, at_a_time=self.settings.tasks, label=f"prepare {label}")
 
@@ -201,8 +207,6 @@ class _Preparation:
         merged = merge_counts(item_counts(f"{self.work}/part-{part:05d}") for part in range(self.parts))
         least = self.settings.min_item_count
         kept = merged.filter(pa.array(merged.column("count").to_numpy() >= least)).column("item").combine_chunks()
-        if isinstance(kept, pa.ChunkedArray):
-            kept = kept.combine_chunks()
         if not len(kept):
             raise DataError(
                 f"None of the {merged.num_rows} items has enough users.", setting="data.min_item_count", value=least
