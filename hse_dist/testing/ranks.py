@@ -1,16 +1,21 @@
-"""Real gloo ranks for tests: one spawned process each, results in rank order.
+"""Real gloo ranks for tests, from a pool of processes that are started once.
 
-In: a module-level function of `Ranks` and picklable arguments. Out: what each rank returned; a rank's exception is
-raised here with its traceback in the text. Spawned processes import this file only, so they are cheap to start.
+In: a module-level function of `Ranks` and picklable arguments. Out: what each rank returned, in rank order; a rank's
+exception is raised here with its traceback in the text. Importing TorchRec takes seconds and a process group takes
+milliseconds, so the processes stay and every call gets a group of its own. One rank runs in the caller's process, as
+it does in a run without Ray.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import multiprocessing as mp
 import os
+import time
 import traceback
 from collections.abc import Callable
-from queue import Empty
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 LIMIT_SECONDS = 180.0
@@ -20,39 +25,17 @@ def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any) -> list
     """`function(ranks, *arguments)` on a real gloo group.
 
     Raises:
-        RuntimeError: a rank raised, died, or did not answer in time; names it.
+        RuntimeError: a rank raised, died, or did not answer in time; names it. (With one rank its own exception.)
     """
     from hse_dist.ranks import free_address
 
-    context = mp.get_context("spawn")
-    results: Any = context.Queue()
     address = free_address()
-    processes = [
-        context.Process(target=_rank, args=(function, rank, ranks, address, arguments, results), daemon=True)
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    answers: dict[int, Any] = {}
-    try:
-        while len(answers) < ranks:
-            rank, answer, failure = results.get(timeout=LIMIT_SECONDS)
-            if failure:
-                raise RuntimeError(f"Rank {rank} of {ranks} failed:\n{failure}")
-            answers[rank] = answer
-    except Empty:
-        missing = sorted(set(range(ranks)) - set(answers))
-        raise RuntimeError(f"No answer from rank(s) {missing} within {LIMIT_SECONDS:.0f} s.") from None
-    finally:
-        for process in processes:
-            process.join(timeout=10.0 if len(answers) == ranks else 0.1)
-            if process.is_alive():
-                process.kill()
-    return [answers[rank] for rank in range(ranks)]
+    if ranks == 1:
+        return [_call(function, 0, 1, address, arguments)]
+    return _POOL.run(function, ranks, address, arguments)
 
 
-def _rank(function: Callable[..., Any], rank: int, ranks: int, address: str, arguments: tuple, results: Any) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+def _call(function: Callable[..., Any], rank: int, ranks: int, address: str, arguments: tuple) -> Any:
     import torch
 
     from hse_dist.cluster import prepare_process
@@ -62,7 +45,76 @@ def _rank(function: Callable[..., Any], rank: int, ranks: int, address: str, arg
     prepare_process(ClusterSettings())
     try:
         with process_group(rank, ranks, address, torch.device("cpu"), LIMIT_SECONDS) as group:
-            answer = function(group, *arguments)
-        results.put((rank, answer, ""))
-    except BaseException:
-        results.put((rank, None, traceback.format_exc()))
+            return function(group, *arguments)
+    finally:
+        gc.collect()  # tables refer to themselves, and must go before the next group comes
+
+
+class _Pool:
+    """Processes that wait for work; rank r of every call is process r."""
+
+    def __init__(self) -> None:
+        self._workers: list[tuple[Any, Connection]] = []
+
+    def run(self, function: Callable[..., Any], ranks: int, address: str, arguments: tuple) -> list[Any]:
+        self._grow(ranks)
+        waiting: dict[Any, int] = {}
+        for rank, (_, pipe) in enumerate(self._workers[:ranks]):
+            pipe.send((function, rank, ranks, address, arguments))
+            waiting[pipe] = rank
+        answers: dict[int, Any] = {}
+        failures: list[str] = []
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while waiting:
+            ready = wait(list(waiting), timeout=max(deadline - time.monotonic(), 0.0))
+            if not ready:
+                missing = sorted(waiting.values())
+                self.close()
+                raise RuntimeError(f"No answer from rank(s) {missing} of {ranks} within {LIMIT_SECONDS:.0f} s.")
+            for pipe in ready:
+                rank = waiting.pop(pipe)
+                try:
+                    answers[rank], failure = pipe.recv()  # type: ignore[attr-defined]
+                except EOFError:
+                    self.close()
+                    raise RuntimeError(f"Rank {rank} of {ranks} died.") from None
+                if failure:
+                    failures.append(f"Rank {rank} of {ranks} failed:\n{failure}")
+        if failures:
+            raise RuntimeError(failures[0])  # in time the first: what the others say follows from it
+        return [answers[rank] for rank in range(ranks)]
+
+    def _grow(self, ranks: int) -> None:
+        context = mp.get_context("spawn")
+        while len(self._workers) < ranks:
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there,), daemon=True)
+            process.start()
+            there.close()
+            self._workers.append((process, here))
+
+    def close(self) -> None:
+        """End all processes; the next call starts new ones."""
+        for process, pipe in self._workers:
+            pipe.close()
+            process.kill()
+            process.join()
+        self._workers = []
+
+
+def _serve(pipe: Connection) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    while True:
+        try:
+            function, rank, ranks, address, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            answer = (_call(function, rank, ranks, address, arguments), "")
+        except BaseException:
+            answer = (None, traceback.format_exc())
+        pipe.send(answer)
+
+
+_POOL = _Pool()
+atexit.register(_POOL.close)

@@ -6,8 +6,8 @@ Every row keeps its `floor` strongest entries; its next ones up to `ceiling` com
 of the budget, by |value| · √|gain|. The decision is made from histograms by whoever `new_selection` names (the
 SparsityServer in a training run), so no process ever sees all entries. Ties go by row, then column.
 
-The gain of a negative form is -1 / ‖row‖² of the row before the cut. Measured: with the norm after the cut, quality is
-the same to .0003 (nDCG@100; citeulike-a, Gowalla).
+The gain of a negative form is -1 / ‖row‖² of the row before the cut. Measured at 32 entries a row: with the norm after
+the cut nDCG@100 is the same to .0004 (MovieLens-100K, citeulike-a, Gowalla).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How many users two items share: the lower triangle of the co-occurrence matrix XᵀX.
 
 In: the binary histories X, users × items, items by falling count. Out: for every item the more popular ones
-(lower rows) that it shares users with. Popular rows are short in this triangle (few rows lie before them), and rare rows are short
-because they are rare, so that it is read far faster than the symmetric matrix and takes half its memory.
+(lower rows) that it shares users with. Popular rows are short in this triangle (few rows lie before them), and rare
+rows are short because they are rare, so that it is read far faster than the symmetric matrix, and is half its size.
 
 It is built by blocks of items whose products fit into memory and lies in two flat files, which every task maps instead
 of receiving a copy. Very long histories make it dense.
@@ -50,11 +50,12 @@ def lower_blocks(histories: ss.csr_matrix, products: int = PRODUCTS) -> Iterator
 
 def _strictly_lower(block: ss.csr_array, first: int) -> ss.csr_array:
     """The entries of a block of rows that lie left of the diagonal."""
-    block.sort_indices()
     rows = np.repeat(np.arange(block.shape[0]), np.diff(block.indptr))
     keep = block.indices < rows + first
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[keep], minlength=block.shape[0]))])
-    return ss.csr_array((block.data[keep], block.indices[keep], offsets), shape=block.shape)
+    lower = ss.csr_array((block.data[keep], block.indices[keep], offsets), shape=block.shape)
+    lower.sort_indices()
+    return lower
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,6 @@ class CoOccurrence:
     offsets: Ints
     columns: Shared
     shared: Shared
-
-    def triangle(self) -> ss.csr_array:
-        """The triangle as a scipy matrix over the same memory."""
-        items = len(self.counts)
-        return ss.csr_array((self.shared, self.columns, self.offsets), shape=(items, items), copy=False)
 
 
 def write_co_occurrence(histories: ss.csr_matrix, folder: str | Path) -> None:
@@ -100,4 +96,4 @@ def open_co_occurrence(folder: str | Path) -> CoOccurrence:
 def _mapped(path: Path) -> Shared:
     if path.stat().st_size == 0:  # no two items share a user; an empty file cannot be mapped
         return np.empty(0, np.int32)
-    return np.memmap(path, np.int32, mode="r")
+    return np.asarray(np.memmap(path, np.int32, mode="r"))

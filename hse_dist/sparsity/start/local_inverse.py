@@ -5,18 +5,17 @@ In: the co-occurrence of a catalogue ordered by falling count. Out: triples (row
 With G = XᵀX + λI, item i's pattern S is i itself and the m - 1 more popular items j with the largest G_ij / G_jj. The
 factor's row is L[i, S] = y / √y_i where G[S, S] y = e_i, so that LᵀL ≈ G⁻¹ and column j of L is item j's embedding.
 With the Cholesky factor G[S, S] = UᵀU and i last in S, that row is simply the solution of U x = e_i.
-Every item is solved by itself in float64, so the result does not depend on how items are spread over tasks.
+Every item is solved by itself in float64, so the result does not depend on how items are spread over tasks. (From 128
+entries a pattern on, OpenBLAS splits a factorization over its threads, and then the last bits depend on their number.)
 Source: Kolotilina & Yeremin, factorized sparse approximate inverse, SIAM J. Matrix Anal. 1993.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as ss
 from scipy.linalg import lapack
 
 from hse_dist.errors import NumericError
@@ -26,15 +25,14 @@ from hse_dist.sparsity.start.triples import Triples
 Ints = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 
-PAIRS = 2**21
-"""Pairs of items looked up and solved at a time: some 100 MB."""
+SHARED = 2**25
+"""Pairs of items looked up at a time: 128 MB."""
 
 
 @dataclass(frozen=True)
 class Patterns:
-    """The patterns of a range of items: item first + r has `columns[offsets[r] : offsets[r + 1]]`, itself last."""
+    """The patterns of a range of items: its r-th item has `columns[offsets[r] : offsets[r + 1]]`, itself last."""
 
-    first: int
     offsets: Ints
     columns: Ints
 
@@ -51,10 +49,10 @@ def find_patterns(pairs: CoOccurrence, first: int, last: int, *, regularization:
         keep[row] = _strongest(weights[row], size - 1)
     items = np.arange(first, last)
     rows = np.concatenate([np.repeat(items, np.diff(starts))[keep], items])
-    columns = np.concatenate([columns[keep].astype(np.int64), items])
-    order = np.lexsort((columns, rows))
-    offsets = np.searchsorted(rows[order], np.arange(first, last + 1))
-    return Patterns(first, offsets.astype(np.int64), columns[order])
+    members = np.concatenate([columns[keep].astype(np.int64), items])
+    order = np.lexsort((members, rows))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows - first, minlength=last - first))])
+    return Patterns(offsets, members[order])
 
 
 def _strongest(weights: Doubles, count: int) -> npt.NDArray[np.bool_]:
@@ -74,65 +72,65 @@ def solve_range(pairs: CoOccurrence, first: int, last: int, *, regularization: f
         NumericError: a block of the Gram matrix is not positive definite in float64; names the item's row.
     """
     patterns = find_patterns(pairs, first, last, regularization=regularization, size=size)
-    triangle, diagonal = pairs.triangle(), (pairs.counts + regularization).astype(np.float64)
-    rows, columns, values = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for groups in _batches(patterns):
-        shared = _look_up(triangle, [members for _, members in groups])
-        for (items, members), block in zip(groups, shared, strict=True):
-            rows.append(members.ravel())
-            columns.append(np.repeat(items, members.shape[1]))
-            values.append(_solve(items, members, block, diagonal, regularization).ravel())
-    return Triples(np.concatenate(rows), np.concatenate(columns), np.concatenate(values))
+    values = np.empty(len(patterns.columns), np.float32)
+    diagonal = pairs.counts + regularization
+    width = int(np.diff(patterns.offsets).max(initial=1))
+    step = max(SHARED // width**2, 1)
+    for begin in range(0, last - first, step):
+        batch = np.arange(begin, min(begin + step, last - first))
+        members, sizes = _padded(patterns, batch, padding=len(pairs.counts))
+        for r, shared in enumerate(_look_up(pairs, members, sizes)):
+            item, count = int(batch[r]), int(sizes[r])
+            gram = shared[:count, :count].astype(np.float64)
+            gram.flat[:: count + 1] = diagonal[members[r, :count]]
+            row = _solve(gram)
+            if row is None:
+                raise NumericError(
+                    f"The Gram matrix of the pattern of item row {first + item} is not positive definite.",
+                    cause="The regularization is too small for these counts.",
+                    setting="sparsity.local_inverse.regularization",
+                    value=regularization,
+                )
+            values[patterns.offsets[item] : patterns.offsets[item + 1]] = row
+    items = np.repeat(np.arange(first, last), np.diff(patterns.offsets))
+    return Triples(patterns.columns, items, values)
 
 
-def _batches(patterns: Patterns) -> Iterator[list[tuple[Ints, Ints]]]:
-    """Groups of items with patterns of one size: items int64 [n], members int64 [n, size]; PAIRS pairs a batch."""
-    sizes = np.diff(patterns.offsets)
-    order = np.argsort(sizes, kind="stable")
-    batch = np.cumsum(sizes[order] * (sizes[order] - 1) // 2) // PAIRS
-    for cut in np.split(order, np.flatnonzero(np.diff(batch)) + 1):
-        groups = []
-        for size in np.unique(sizes[cut]):
-            chosen = cut[sizes[cut] == size]
-            members = patterns.columns[patterns.offsets[chosen][:, None] + np.arange(size)]
-            groups.append((chosen + patterns.first, members))
-        yield groups
+def _padded(patterns: Patterns, batch: Ints, padding: int) -> tuple[Ints, Ints]:
+    """The patterns of a batch as int64 [n, largest size], filled up with `padding`, and their sizes."""
+    sizes = np.diff(patterns.offsets)[batch]
+    members = np.full((len(batch), int(sizes.max())), padding)
+    inside = np.arange(members.shape[1]) < sizes[:, None]
+    members[inside] = patterns.columns[patterns.offsets[batch[0]] : patterns.offsets[batch[-1] + 1]]
+    return members, sizes
 
 
-def _look_up(triangle: ss.csr_array, groups: list[Ints]) -> list[Shared]:
-    """The lower triangles of G[S, S] of each group, int32 [n, size · (size - 1) / 2]; one search for all of them."""
-    later, earlier = [], []
-    for members in groups:
-        i, j = np.tril_indices(members.shape[1], -1)
-        later.append(members[:, i])
-        earlier.append(members[:, j])
-    index = [np.concatenate([part.ravel() for part in side]) for side in (later, earlier)]
-    found = np.asarray(triangle[index[0], index[1]]).ravel()
-    ends = np.cumsum([part.size for part in later])[:-1]
-    return [part.reshape(shape.shape) for part, shape in zip(np.split(found, ends), later, strict=True)]
+def _look_up(pairs: CoOccurrence, members: Ints, sizes: Ints) -> Shared:
+    """The strict lower triangles of XᵀX on each pattern, int32 [n, width, width].
+
+    Row by row of the triangle: a row is spread out once and read for every pattern that it belongs to, which costs a
+    read from the cache a pair, where a search in the sparse row costs a hundred times as much.
+    """
+    count, width = members.shape
+    shared = np.zeros((count * width, width), np.int32)
+    places = np.flatnonzero(np.arange(width) < sizes[:, None])
+    places = places[np.argsort(members.ravel()[places], kind="stable")]
+    later = members.ravel()[places]
+    spread = np.zeros(len(pairs.counts) + 1, np.int32)
+    starts = np.flatnonzero(np.diff(later, prepend=-1))
+    for row, mine in zip(later[starts].tolist(), np.split(places, starts[1:]), strict=True):
+        begin, end = pairs.offsets[row], pairs.offsets[row + 1]
+        earlier = pairs.columns[begin:end]
+        spread[earlier] = pairs.shared[begin:end]
+        shared[mine] = spread[members[mine // width]]
+        spread[earlier] = 0
+    return shared.reshape(count, width, width)
 
 
-def _solve(
-    items: Ints, members: Ints, shared: Shared, diagonal: Doubles, regularization: float
-) -> npt.NDArray[np.float32]:
-    """x of U x = e_last for each item's G[S, S] = UᵀU: float32 [n, size]."""
-    count, size = members.shape
-    gram = np.zeros((count, size, size))
-    i, j = np.tril_indices(size, -1)
-    gram[:, i, j] = shared
-    gram[:, np.arange(size), np.arange(size)] = diagonal[members]
-    unit = np.zeros(size)
+def _solve(gram: Doubles) -> Doubles | None:
+    """x of U x = e_last where gram = UᵀU, from its lower triangle; None where it is not positive definite."""
+    unit = np.zeros(len(gram))
     unit[-1] = 1.0
-    solution = np.empty((count, size), np.float32)
-    for r in range(count):
-        # the transpose of a C array is a Fortran array: LAPACK works in place on its upper triangle
-        upper, failed = lapack.dpotrf(gram[r].T, lower=0, overwrite_a=1, clean=0)
-        if failed:
-            raise NumericError(
-                f"The Gram matrix of the pattern of item row {items[r]} is not positive definite.",
-                cause="The regularization is too small for these counts.",
-                setting="sparsity.local_inverse.regularization",
-                value=regularization,
-            )
-        solution[r], _ = lapack.dtrtrs(upper, unit, lower=0, trans=0)
-    return solution
+    # the transpose of a C array is a Fortran array: LAPACK works in place on its upper triangle
+    upper, failed = lapack.dpotrf(gram.T, lower=0, overwrite_a=1, clean=0)
+    return None if failed else lapack.dtrtrs(upper, unit, lower=0, trans=0)[0]

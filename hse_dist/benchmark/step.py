@@ -1,0 +1,141 @@
+"""`benchmark step`: one training step on packed rows beside dense TorchRec tables, in one process.
+
+In: a shape. Out: milliseconds of forward + backward + fused update for packed rows, a dense table of the same D, and a
+dense table of the same bytes, all through the same trainer, the same batch and the same cheap loss. The three take turns, so
+that a machine whose speed drifts is fair to all. The dense table of D columns has only as many rows as fit into
+memory: its time does not depend on the number of rows that are not looked up.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from hse_dist.cluster import prepare_process
+from hse_dist.config import ClusterSettings, ModelSettings, TrainSettings
+from hse_dist.data.batch import Batch
+from hse_dist.model.autoencoder import Autoencoder
+from hse_dist.ranks import Ranks, free_address, process_group
+from hse_dist.tables.layout import RowLayout
+from hse_dist.tables.sharded import DenseTable, OwnedRows, PackedTable
+
+DENSE_BYTES = 4 * 2**30
+"""Most memory for the values of a dense table."""
+
+
+def benchmark_step(
+    *,
+    candidates: int = 8192,
+    live: int = 32,
+    dims: int = 4096,
+    users: int = 512,
+    history: int = 60,
+    rows: int = 200_000,
+    repeats: int = 7,
+    threads: int | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Medians of `repeats` steps.
+
+    Args:
+        candidates: C, rows looked up a step. live: k, live entries a row. dims: D. users: B. history: mean items a
+            user. rows: of the table.
+
+    Returns:
+        `milliseconds` of each table (median, lowest, highest), `speedup_vs_dense_equal_dim`,
+        `time_vs_dense_equal_bytes`, the shape, cores and versions.
+    """
+    threads = threads or os.cpu_count() or 1
+    prepare_process(ClusterSettings(cpus_per_worker=threads))
+    shape = {"candidates": candidates, "live": live, "dims": dims, "users": users, "history": history, "rows": rows}
+    with process_group(0, 1, free_address(), torch.device(device), 600.0) as ranks:
+        batch = make_batch(candidates, users, history, rows, ranks.device)
+        settings = TrainSettings(learning_rate=0.01, warm_accumulator=1.0)
+        steps = {
+            "packed": _step(packed_table(rows, dims, live, ranks, settings), batch),
+            "dense_equal_dim": _dense_step(rows, dims, batch, ranks, settings),
+            "dense_equal_bytes": _dense_step(rows, 2 * live, batch, ranks, settings),
+        }
+        times = _take_turns(steps, repeats, ranks.device)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        "speedup_vs_dense_equal_dim": median["dense_equal_dim"] / median["packed"],
+        "time_vs_dense_equal_bytes": median["packed"] / median["dense_equal_bytes"],
+        "milliseconds": {
+            name: {"median": median[name], "lowest": min(values), "highest": max(values)}
+            for name, values in times.items()
+        },
+        "shape": shape,
+        "threads": threads,
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "torchrec", "numpy")},
+    }
+
+
+def make_batch(candidates: int, users: int, history: int, rows: int, device: torch.device) -> Batch:
+    """Histories of geometric length (at least 1) over the candidates, which are spread over the table."""
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.geometric(1.0 / history, users), candidates)
+    positions = [rng.choice(candidates, n, replace=False) for n in lengths]
+    chosen = np.sort(rng.choice(rows, candidates, replace=False))
+    parts = (chosen, np.concatenate([[0], np.cumsum(lengths)]), np.concatenate(positions))
+    return Batch(*(torch.from_numpy(part.astype(np.int64)).to(device) for part in parts))
+
+
+def packed_table(rows: int, dims: int, live: int, ranks: Ranks, settings: TrainSettings) -> PackedTable:
+    """A table of `live` random entries a row."""
+    layout = RowLayout.from_lengths(np.full(rows, live), 16)
+    table = PackedTable(layout, dims, ranks, settings, "row_wise", with_gains=False)
+    first, last = table.row_ranges[ranks.rank]
+    offsets = (layout.offsets[first : last + 1].numpy() - int(layout.offsets[first])) * layout.width
+    rng = np.random.default_rng(1)
+    columns = np.full(offsets[-1], dims, dtype=np.int64)
+    slots = (offsets[:-1, None] + np.arange(live)).ravel()
+    # distinct within a row: one random column in each of `live` strips
+    strip = dims // live
+    columns[slots] = (rng.integers(0, strip, (last - first, live)) + np.arange(live) * strip).ravel()
+    values = np.zeros(offsets[-1], dtype=np.float32)
+    values[slots] = rng.standard_normal(len(slots), dtype=np.float32)
+    table.put_back(OwnedRows(first, last, offsets, values, columns, dims))
+    return table
+
+
+def _dense_step(
+    rows: int, dims: int, batch: Batch, ranks: Ranks, settings: TrainSettings
+) -> Callable[[], None]:
+    rows = max(len(batch.candidates), min(rows, DENSE_BYTES // (4 * dims)))
+    table = DenseTable(rows, dims, ranks, settings, "row_wise")
+    table.local_values().normal_()
+    spread = torch.linspace(0, rows - 1, len(batch.candidates), device=batch.candidates.device).long()
+    return _step(table, Batch(spread, batch.offsets, batch.positions))
+
+
+def _step(table: PackedTable | DenseTable, batch: Batch) -> Callable[[], None]:
+    model = Autoencoder(ModelSettings(row_norm="unit"))
+
+    def step() -> None:
+        loss, _ = model.loss(table.lookup(batch.candidates), batch, None)
+        loss.backward()
+
+    return step
+
+
+def _take_turns(steps: dict[str, Callable[[], None]], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Milliseconds of every step, after two rounds of warming up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats + 2):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(1e3 * (time.perf_counter() - began))
+    return {name: values[2:] for name, values in times.items()}

@@ -1,0 +1,110 @@
+"""The jobs behind the command line's words.
+
+In: the parsed words of a job. Out: its JSON-able result. Nothing is decided here: a command loads the configuration and
+calls the one function that does the work, imported at that moment.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hse_dist.config import Config, load_config
+
+Result = dict[str, Any]
+
+
+def prepare(words: Namespace) -> Result:
+    """Raw log → prepared folder."""
+    config = _config(words)
+    from hse_dist.cluster import connect
+    from hse_dist.data.prepare import prepare as run
+
+    with connect(config.cluster):
+        return run(config)
+
+
+def train(words: Namespace) -> Result:
+    """Prepared folder → run folder."""
+    config = _config(words)
+    from hse_dist.train.driver import train as run
+
+    return run(config)
+
+
+def evaluate(words: Namespace) -> Result:
+    """Run folder, or a baseline → metrics."""
+    config = _config(words)
+    if words.baseline:
+        return _evaluate_ease(config, words.split)
+    from hse_dist.evaluate.driver import evaluate as run
+
+    return run(config, words.split)
+
+
+def _evaluate_ease(config: Config, split: str) -> Result:
+    from hse_dist.baselines.ease import evaluate_ease
+    from hse_dist.data.prepared import Prepared
+    from hse_dist.evaluate.metrics import write_users
+
+    prepared = Prepared(config.data.folder)
+    result, users = evaluate_ease(prepared, split, users=config.evaluate.users)
+    write_users(Path(config.run.folder) / "evaluation" / f"ease-{split}-users.parquet", users)
+    return {"baseline": "ease", "split": split, "seed": config.data.split.seed, **result}
+
+
+def export(words: Namespace) -> Result:
+    """Run folder → export."""
+    config = _config(words)
+    from hse_dist.export.writer import export as run
+
+    return run(config)
+
+
+def recommend(words: Namespace) -> Result:
+    """Export and histories → recommendations."""
+    if words.histories:
+        from hse_dist.export.batch import recommend_file
+
+        return recommend_file(words.export, words.histories, words.output, words.k)
+    return _recommend_one(words.export, [text.strip() for text in words.items.split(",") if text.strip()], words.k)
+
+
+def _recommend_one(folder: str, ids: list[str], k: int) -> Result:
+    import pyarrow as pa
+
+    from hse_dist.export.recommender import Recommender
+
+    recommender = Recommender.load(folder)
+    # the command line has only texts; one that is no number stays a text, and is reported as unknown
+    whole = pa.types.is_integer(recommender.item_ids.type)
+    history = [int(text) if whole and text.removeprefix("-").isdecimal() else text for text in ids]
+    answer = recommender.recommend(history, k)
+    return {"history": history, "items": answer.items, "scores": answer.scores, "unknown": answer.unknown}
+
+
+def benchmark(words: Namespace) -> Result:
+    """Shapes → milliseconds."""
+    from hse_dist.benchmark.step import benchmark_step
+
+    options = {key: value for key, value in vars(words).items() if key not in ("job", "kind")}
+    return benchmark_step(**options)
+
+
+def demo(words: Namespace) -> Result:
+    """Everything, in order."""
+    _config(words)
+    from hse_dist.cli.demo import demo as run
+
+    return run(words.config, words.overrides, Path(words.folder))
+
+
+def _config(words: Namespace) -> Config:
+    return load_config(words.config, words.overrides)
+
+
+COMMANDS: dict[str, Callable[[Namespace], Result]] = {
+    function.__name__: function for function in (prepare, train, evaluate, export, recommend, benchmark, demo)
+}

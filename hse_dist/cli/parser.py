@@ -1,0 +1,114 @@
+"""The words that the command line knows.
+
+In: the words after the program's name. Out: a namespace with `job` and that job's options. A word that does not fit
+ends the program with argparse's own message and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Jobs = argparse._SubParsersAction[argparse.ArgumentParser]
+
+EPILOG = """
+Every job prints one JSON object as its last line on standard output and logs to standard error.
+Exit codes: 0 success, 2 a mistake you can mend, 1 a failure (HSE_DEBUG=1 shows the traceback), 130 interrupted.
+"""
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of one job; overrides may stand before, between or after other options."""
+    parser = _parser()
+    words, rest = parser.parse_known_args(list(arguments))
+    # argparse ends the list of overrides at the first option, and hands on those after it
+    overrides = getattr(words, "overrides", None)
+    strange = [word for word in rest if overrides is None or word.startswith("-")]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if overrides is not None:
+        words.overrides = [*overrides, *rest]
+    if words.job == "recommend" and words.histories and not words.output:
+        parser.error("recommend --histories needs --output")
+    return words
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hse-dist",
+        description="High-dimensional sparse embeddings for collaborative filtering: one job a command.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
+    _add(jobs, "prepare", "make the histories and the vocabulary from a raw log")
+    _add(jobs, "train", "make the start, train it, keep the best checkpoint by validation")
+    evaluate = _add(jobs, "evaluate", "rank the whole catalogue for held-out users")
+    evaluate.add_argument("--split", choices=("test", "valid"), default="test", help="held-out users (default: test)")
+    evaluate.add_argument("--baseline", choices=("ease",), help="a closed form of the same histories, not the run")
+    _add(jobs, "export", "write the item matrix of the best checkpoint as CSR and as Parquet")
+    _add_recommend(jobs)
+    _add_benchmark(jobs)
+    _add_demo(jobs)
+    return parser
+
+
+def _add(jobs: Jobs, name: str, text: str) -> argparse.ArgumentParser:
+    """A job that takes a configuration."""
+    job = jobs.add_parser(name, help=text, description=text, allow_abbrev=False)
+    job.add_argument("config", metavar="CONFIG", help="TOML file")
+    _add_overrides(job)
+    return job
+
+
+def _add_overrides(job: argparse.ArgumentParser) -> None:
+    job.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="settings that replace those of CONFIG"
+    )
+
+
+def _add_recommend(jobs: Jobs) -> None:
+    text = "answer from an export alone: one history on the command line, or a Parquet file of histories"
+    job = jobs.add_parser("recommend", help=text, description=text, allow_abbrev=False)
+    job.add_argument("export", metavar="EXPORT", help="folder that the job export wrote")
+    histories = job.add_mutually_exclusive_group(required=True)
+    histories.add_argument("--items", metavar="ID,ID,…", help="the item ids of one history")
+    histories.add_argument("--histories", metavar="FILE.parquet", help="a user a row, with the list of its item ids")
+    job.add_argument("--output", metavar="FILE.parquet", help="where the answers to --histories go")
+    job.add_argument("-k", type=_positive, default=10, help="recommendations a history (default: 10)")
+
+
+def _add_benchmark(jobs: Jobs) -> None:
+    text = "measure on this machine; claims of speed in the README come from here"
+    job = jobs.add_parser("benchmark", help=text, description=text, allow_abbrev=False)
+    kinds = job.add_subparsers(dest="kind", metavar="KIND", required=True)
+    text = "forward, backward and update of the packed table beside dense ones of equal dimensions and of equal bytes"
+    step = kinds.add_parser("step", help=text, description=text, allow_abbrev=False)
+    for name, default, meaning in (
+        ("candidates", 8192, "C, distinct candidates of a batch"),
+        ("live", 32, "k, live entries a row"),
+        ("dims", 4096, "D, columns of the packed and of the wide dense table"),
+        ("users", 512, "B, users of a batch"),
+        ("history", 60, "mean history of a user"),
+        ("rows", 200_000, "rows of the tables"),
+        ("repeats", 7, "steps measured; the median counts"),
+        ("threads", None, "threads of arithmetic; without it those of torch"),
+    ):
+        text = meaning if default is None else f"{meaning} (default: {default})"
+        step.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=text)
+    step.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
+
+
+def _add_demo(jobs: Jobs) -> None:
+    text = "the whole path on one data set, ending with a table: our rows, a dense table of the same bytes, full EASE"
+    job = _add(jobs, "demo", text)
+    job.add_argument("--folder", default="runs/demo", help="where everything goes (default: runs/demo)")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)

@@ -1,0 +1,68 @@
+"""Settings that are fine alone and wrong together.
+
+In: a configuration of which every single setting is valid. Out: one sentence a contradiction, with the full dotted path
+of every setting that takes part (a sentence about a setting that is wrong by itself is left out by its path).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hse_dist.config import Config, DataSettings, SparsitySettings, TableSettings
+
+
+def contradictions(config: Config) -> list[str]:
+    """All contradictions of the configuration; empty if there are none."""
+    item, sparsity = config.tables.item, config.sparsity
+    problems = list(_data(config.data))
+    if item.kind == "dense":
+        return problems + list(_dense(config))
+    return problems + list(_start(config)) + list(_budget(item, sparsity)) + list(_rewire(sparsity))
+
+
+def _data(data: DataSettings) -> Iterator[str]:
+    split = data.split
+    if split.valid + split.test >= 1.0:
+        yield f"data.split.valid = {split.valid} and data.split.test = {split.test} leave no users to train on"
+    if data.min_rating is not None and data.columns.rating is None:
+        yield f"data.min_rating = {data.min_rating} needs data.columns.rating"
+    if split.target_order == "last" and data.columns.timestamp is None:
+        yield 'data.split.target_order = "last" needs data.columns.timestamp'
+    if (data.source == "synthetic") != (data.synthetic is not None):
+        yield 'data.source = "synthetic" and the section data.synthetic go together'
+
+
+def _dense(config: Config) -> Iterator[str]:
+    item, start = config.tables.item, config.sparsity.start
+    if not (isinstance(item.dims, int) and item.dims % 4 == 0):
+        yield 'tables.item.kind = "dense" needs a tables.item.dims that is a multiple of 4'
+    if start != "random":
+        yield f'tables.item.kind = "dense" starts at random, but sparsity.start = "{start}"'
+    if config.model.row_norm != "unit":
+        yield 'tables.item.kind = "dense" has no gains: set model.row_norm = "unit"'
+
+
+def _start(config: Config) -> Iterator[str]:
+    item, start = config.tables.item, config.sparsity.start
+    if start == "local_inverse" and config.model.row_norm != "free":
+        yield 'sparsity.start = "local_inverse" has negative gains: set model.row_norm = "free"'
+    if start in ("local_inverse", "hse") and item.dims != "items":
+        yield f'sparsity.start = "{start}" has one column an item: set tables.item.dims = "items"'
+
+
+def _budget(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
+    floor, ceiling = sparsity.budget.floor, sparsity.budget.ceiling
+    if isinstance(item.dims, int) and item.live > item.dims:
+        yield f"tables.item.live = {item.live} exceeds tables.item.dims = {item.dims}"
+    if floor > item.live:
+        yield f"sparsity.budget.floor = {floor} exceeds tables.item.live = {item.live}"
+    if ceiling < item.live:
+        yield f"sparsity.budget.ceiling = {ceiling} is below tables.item.live = {item.live}"
+
+
+def _rewire(sparsity: SparsitySettings) -> Iterator[str]:
+    window, interval = sparsity.rewire.window, sparsity.rewire.interval
+    if interval and window > interval:
+        yield f"sparsity.rewire.window = {window} exceeds sparsity.rewire.interval = {interval}"

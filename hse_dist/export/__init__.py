@@ -1,0 +1,1 @@
+"""The trained items as files, and recommendations from these files alone: no Ray, torch or TorchRec is imported."""

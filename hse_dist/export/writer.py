@@ -1,0 +1,76 @@
+"""The export job: the best checkpoint of a run as files that need nothing of this project to be read.
+
+In: a configuration. Out: the folder of `format.py`. All ranks take part in the lookups; rank 0 writes, one block of rows
+in memory at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hse_dist.cluster import connect, run_workers
+from hse_dist.config import Config
+from hse_dist.data.prepared import Prepared
+from hse_dist.evaluate.driver import open_best
+from hse_dist.export.format import RowBlock, write_export
+from hse_dist.ranks import Ranks
+from hse_dist.run_folder import RunFolder
+from hse_dist.tables.block import SparseRows
+from hse_dist.tables.sharded import DenseTable, PackedTable
+
+BLOCK_ROWS = 65_536
+
+
+def export(config: Config) -> dict[str, Any]:
+    """Write the export; `folder`, `items`, `bytes` and more.
+
+    Raises:
+        HseError: there is no such run, the folder cannot be written, or workers failed.
+    """
+    RunFolder(config).check()
+    with connect(config.cluster):
+        return run_workers(export_worker, {"config": config}, config, "export")
+
+
+def export_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
+    """One rank of the job."""
+    config: Config = arguments["config"]
+    prepared = Prepared(config.data.folder)
+    table, step = open_best(config, prepared, ranks)
+    blocks = read_rows(table, reader=ranks.rank == 0)
+    if ranks.rank:
+        for _ in blocks:
+            pass
+        return {}
+    return write_export(
+        Path(RunFolder(config).export).absolute(),
+        blocks,
+        item_ids=prepared.item_ids(),
+        dims=table.dims,
+        row_norm=config.model.row_norm,
+        value_type=config.export.values,
+        extra={"run": config.run.folder, "step": step, "start": config.sparsity.start},
+    )
+
+
+@torch.no_grad()
+def read_rows(table: PackedTable | DenseTable, *, reader: bool) -> Iterator[RowBlock]:
+    """All rows in order, in blocks, on the rank that is the `reader`; empty blocks on the others. A collective call."""
+    device = table.ranks.device
+    for first in range(0, table.rows, BLOCK_ROWS):
+        last = min(first + BLOCK_ROWS, table.rows) if reader else first
+        rows = table.lookup(torch.arange(first, last, device=device))
+        if isinstance(rows, SparseRows):
+            offsets, columns, values = rows.offsets, rows.columns, rows.values
+            gains = torch.ones(last - first) if rows.gains is None else rows.gains
+        else:
+            count, dims = rows.values.shape
+            offsets = torch.arange(0, count * dims + 1, dims)
+            columns, values = torch.arange(dims).repeat(count), rows.values.flatten()
+            gains = torch.ones(count)
+        yield RowBlock(*(np.ascontiguousarray(part.cpu().numpy()) for part in (offsets, columns, values, gains)))

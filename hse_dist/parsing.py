@@ -1,0 +1,83 @@
+"""From text to checked settings, with all mistakes at once.
+
+In: a nested dictionary, overrides as `section.key=value` and the pydantic model that they must fit. Out: the model's
+object, or one line a mistake, each with the dotted path that the user wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def override(raw: dict[str, Any], text: str) -> str:
+    """Apply `section.key=value` to `raw`; an empty string, or what is wrong with it."""
+    key, separator, value = text.partition("=")
+    keys = key.strip().split(".")
+    if not separator or not all(keys):
+        return f"{text!r}: an override has the form section.key=value"
+    table = raw
+    for part in keys[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            return f"{key.strip()}: {part} is a value, not a section"
+    table[keys[-1]] = _toml_value(value.strip())
+    return ""
+
+
+def _toml_value(text: str) -> Any:
+    """A TOML value, or the text itself where quotes were left out; `none` removes an optional setting."""
+    if text == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def validate(model: type[Model], raw: dict[str, Any]) -> tuple[Model | None, list[str]]:
+    """The model's object, or all that is wrong with `raw`.
+
+    The model looks for contradictions only where every setting is fine alone. So settings that are not are taken out
+    for a second look, and what that finds counts unless it speaks of one of them.
+    """
+    # JSON mode keeps `strict` for numbers and strings and still accepts nested tables; a TOML date has no form in JSON
+    # and becomes a table, which no setting takes
+    text = json.dumps(raw, default=lambda value: {"date": str(value)})
+    try:
+        return model.model_validate_json(text), []
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    alone = [detail for detail in details if detail["loc"]]
+    if not alone:
+        return None, [line for detail in details for line in _message(detail).split("\n")]
+    rest = json.loads(text)
+    for path in {detail["loc"] for detail in alone}:
+        _remove(rest, path)
+    paths = {".".join(map(str, detail["loc"])) for detail in alone if detail["type"] != "extra_forbidden"}
+    together = validate(model, rest)[1]
+    return None, [_describe(detail) for detail in alone] + [
+        problem for problem in together if not any(path in problem for path in paths)
+    ]
+
+
+def _remove(table: dict[Any, Any], path: tuple[int | str, ...]) -> None:
+    for key in path[:-1]:
+        table = table[key]
+    del table[path[-1]]
+
+
+def _describe(detail: Any) -> str:
+    path = ".".join(map(str, detail["loc"]))
+    if detail["type"] == "extra_forbidden":
+        return f"{path}: unknown setting"
+    return f"{path}: {_message(detail)} (given: {json.dumps(detail['input'])})"
+
+
+def _message(detail: Any) -> str:
+    return str(detail["msg"]).removeprefix("Value error, ")

@@ -1,0 +1,44 @@
+"""What lies between the command line's words and the functions that do the work."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from hse_dist.cli.main import main
+from hse_dist.export.format import RowBlock, write_export
+
+
+@pytest.fixture
+def folder_of(tmp_path):
+    """`folder_of(ids)` writes an export of four items; items 0 and 1 share a column, and so do 2 and 3."""
+
+    def write(ids: pa.Array) -> str:
+        block = RowBlock(np.arange(5), np.array([0, 0, 1, 1]), np.ones(4, np.float32), np.ones(4, np.float32))
+        write_export(tmp_path / "export", [block], item_ids=ids, dims=4, row_norm="unit")
+        return str(tmp_path / "export")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("ids", "asked", "history", "items", "unknown"),
+    [
+        (pa.array([10, -3, 30, 40]), "10, 99,x,", [10, 99, "x"], [-3, 30], [99, "x"]),
+        (pa.array([10, -3, 30, 40]), "-3", [-3], [10, 30], []),
+        (pa.array(["a", "7", "c", "d"]), "7,99", ["7", "99"], ["a", "c"], ["99"]),
+    ],
+)
+def test_recommend_takes_ids_of_the_exports_own_type(folder_of, capfd, ids, asked, history, items, unknown):
+    assert main(["recommend", folder_of(ids), f"--items={asked}", "-k", "2"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert answer == {"history": history, "items": items, "scores": [1.0, 0.0], "unknown": unknown}
+
+
+def test_recommend_from_a_folder_that_is_no_export_is_the_users_mistake(tmp_path, capfd):
+    assert main(["recommend", str(tmp_path), "--items", "1"]) == 2
+    shown = capfd.readouterr()
+    assert shown.out == "" and str(tmp_path) in shown.err and "Traceback" not in shown.err

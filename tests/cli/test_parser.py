@@ -1,0 +1,62 @@
+"""What the command line understands, and what it refuses."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from hse_dist.benchmark.step import benchmark_step
+from hse_dist.cli.parser import parse
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "evaluate x.toml a.b=1 c.d=2 --baseline ease --split valid",
+        "evaluate x.toml --baseline ease a.b=1 c.d=2 --split valid",
+        "evaluate --split valid x.toml a.b=1 --baseline ease c.d=2",
+        "evaluate --split valid --baseline ease x.toml a.b=1 c.d=2",
+    ],
+)
+def test_overrides_may_stand_anywhere(line):
+    words = parse(line.split())
+    assert (words.config, words.overrides, words.split, words.baseline) == (
+        "x.toml",
+        ["a.b=1", "c.d=2"],
+        "valid",
+        "ease",
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "required: JOB"),
+        ("fly x.toml", "invalid choice: 'fly'"),
+        ("train", "required: CONFIG"),
+        ("train x.toml --fast a.b=1", "unrecognized arguments: --fast"),
+        ("train x.toml a.b=1 --seed 3", "unrecognized arguments: --seed"),
+        ("evaluate x.toml --split train", "invalid choice: 'train'"),
+        ("recommend there", "one of the arguments --items --histories is required"),
+        ("recommend there --items 1 --histories x", "not allowed with"),
+        ("recommend there --histories x", "--histories needs --output"),
+        ("recommend there --items 1 2", "unrecognized arguments: 2"),
+        ("recommend there --items 1 -k 0", "'0' is not a positive whole number"),
+        ("benchmark step --rows many", "'many' is not a positive whole number"),
+        ("benchmark", "required: KIND"),
+    ],
+)
+def test_words_that_do_not_fit_end_with_a_message_and_exit_code_2(line, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(line.split())
+    shown = capsys.readouterr()
+    assert caught.value.code == 2 and shown.out == ""
+    assert message in shown.err
+
+
+def test_options_of_the_benchmark_are_its_arguments():
+    words = vars(parse(["benchmark", "step"]))
+    assert (words.pop("job"), words.pop("kind")) == ("benchmark", "step")
+    parameters = inspect.signature(benchmark_step).parameters
+    assert words == {name: parameter.default for name, parameter in parameters.items()}

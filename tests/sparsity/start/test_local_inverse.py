@@ -1,0 +1,78 @@
+"""The local-inverse start, against a slow solve an item and against the exact inverse."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as ss
+
+from hse_dist.errors import NumericError
+from hse_dist.sparsity.start import local_inverse
+from hse_dist.sparsity.start.gram import CoOccurrence, open_co_occurrence, write_co_occurrence
+from hse_dist.sparsity.start.local_inverse import solve_range
+
+
+def pairs_of(x: ss.csr_matrix, folder: Path) -> CoOccurrence:
+    write_co_occurrence(x, folder / "gram")
+    return open_co_occurrence(folder / "gram")
+
+
+def factor(pairs: CoOccurrence, bounds: list[int], regularization: float, size: int) -> np.ndarray:
+    """L as a dense float64 matrix, from ranges of items."""
+    items = len(pairs.counts)
+    lower = np.zeros((items, items))
+    for first, last in pairwise(bounds):
+        part = solve_range(pairs, first, last, regularization=regularization, size=size)
+        assert part.values.dtype == np.float32
+        lower[part.columns, part.rows] = part.values
+    return lower
+
+
+def slow_factor(x: ss.csr_matrix, regularization: float, size: int) -> np.ndarray:
+    """The same from the definition: pattern by a full sort, solution by a general solver."""
+    dense = x.toarray().astype(np.float64)
+    gram = dense.T @ dense + regularization * np.eye(x.shape[1])
+    lower = np.zeros_like(gram)
+    for i in range(len(gram)):
+        weight = gram[i, :i] / np.diag(gram)[:i]
+        earlier = np.argsort(-weight, kind="stable")[: size - 1]
+        pattern = [*sorted(earlier[weight[earlier] > 0]), i]
+        solution = np.linalg.solve(gram[np.ix_(pattern, pattern)], np.eye(len(pattern))[-1])
+        lower[i, pattern] = solution / np.sqrt(solution[-1])
+    return lower
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 50])
+def test_rows_equal_a_slow_solve(histories, tmp_path: Path, size: int) -> None:
+    x = histories.matrix("train")
+    lower = factor(pairs_of(x, tmp_path), [0, 50], 5.0, size)
+    np.testing.assert_allclose(lower, slow_factor(x, 5.0, size), rtol=1e-5, atol=1e-7)
+    assert (np.count_nonzero(lower, axis=1) <= size).all()
+
+
+def test_the_full_pattern_gives_the_inverse(histories, tmp_path: Path) -> None:
+    x = histories.matrix("train")[:, :12]
+    gram = (x.T @ x).toarray()
+    assert gram.min() > 0  # every item shares users with every other, so the patterns are full
+    lower = factor(pairs_of(x, tmp_path), [0, 12], 5.0, size=12)
+    inverse = np.linalg.inv(gram + 5.0 * np.eye(12))
+    np.testing.assert_allclose(lower.T @ lower, inverse, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [1, 700, 10**9])
+def test_ranges_and_batches_do_not_change_a_bit(
+    histories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: int
+) -> None:
+    pairs = pairs_of(histories.matrix("train"), tmp_path)
+    whole = factor(pairs, [0, 50], 5.0, size=12)
+    monkeypatch.setattr(local_inverse, "SHARED", shared)
+    np.testing.assert_array_equal(factor(pairs, [0, 1, 1, 17, 18, 43, 50], 5.0, size=12), whole)
+
+
+def test_a_singular_block_names_row_and_setting(tmp_path: Path) -> None:
+    twins = ss.csr_matrix(np.ones((4, 2), np.float32))
+    with pytest.raises(NumericError, match=r"item row 1.*sparsity\.local_inverse\.regularization = 1e-300"):
+        solve_range(pairs_of(twins, tmp_path), 0, 2, regularization=1e-300, size=8)

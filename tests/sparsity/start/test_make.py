@@ -1,0 +1,164 @@
+"""Starts end to end: what they promise to training, whoever makes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as ss
+
+from hse_dist.config import Config, parse_config
+from hse_dist.errors import ConfigError, NumericError
+from hse_dist.sparsity.selection import RadixSelection
+from hse_dist.sparsity.start import StartFolder, make_start
+
+KINDS = ("local_inverse", "hse", "random")
+
+
+def config(start: str, *, live: int = 8, budget: dict[str, Any] | None = None, **own: Any) -> Config:
+    """A configuration of a start; `own` are the start's settings, or the table's for the random one."""
+    table: dict[str, Any] = {"live": live}
+    sparsity: dict[str, Any] = {"start": start, "budget": {"ceiling": 20, **(budget or {})}}
+    if start == "random":
+        table |= own
+    else:
+        sparsity[start] = {"regularization": 5.0, **own}
+    return parse_config({"tables": {"item": table}, "sparsity": sparsity}, "test")
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def dense(start: StartFolder) -> np.ndarray:
+    offsets, columns, values = start.entries()
+    return ss.csr_matrix((values.astype(np.float64), columns, offsets), shape=(start.rows, start.dims)).toarray()
+
+
+def scores(start: StartFolder, x: np.ndarray) -> np.ndarray:
+    """g_j · (u · A_j - [j in x] · ‖A_j‖²)."""
+    table = dense(start)
+    return ((x @ table) @ table.T - x * (table**2).sum(1)) * start.gains()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_start_is_exact_in_number_and_scale(histories, small_ranges: int, tmp_path: Path, kind: str) -> None:
+    start = make_start(config(kind, live=4), histories, tmp_path / "start")
+    assert (start.rows, start.dims, start.live_entries) == (50, 50, 4 * 50)
+    live = start.live()
+    assert live.sum() == 200 and live.min() >= 1 and live.max() <= 20
+    offsets, columns, values = start.entries()
+    rows = np.repeat(np.arange(50), np.diff(offsets))
+    assert (np.diff(rows * 50 + columns) > 0).all() and columns.min() >= 0 and columns.max() < 50
+    np.testing.assert_allclose(np.sqrt(np.bincount(rows, values.astype(float) ** 2)).mean(), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.abs(start.gains()).mean(), 1, rtol=1e-5)
+    assert (np.sign(start.gains()) == (-1 if kind == "local_inverse" else 1)).all()
+    assert {path.name for path in start.folder.iterdir()} == {"manifest.json", "rows", "entries"}
+    assert len(start.manifest["ranges"]) == len(list((start.folder / "entries").iterdir())) == 8
+
+
+def test_an_uncut_exact_start_scores_like_ease(histories, ease, tmp_path: Path) -> None:
+    start = make_start(config("hse", live=50, budget={"ceiling": 50}), histories, tmp_path / "start")
+    x = histories.matrix("train").toarray().astype(np.float64)
+    expected, found = x @ ease(x, 5.0), scores(start, x)
+    factor = start.manifest["value_scale"] ** 2 * start.manifest["gain_scale"]
+    np.testing.assert_allclose(found, expected * factor, rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_local_inverse_scores_like_ease(histories, ease, tmp_path: Path) -> None:
+    histories = type(histories)(histories.matrix("train")[:, :12])
+    settings = config("local_inverse", live=12, budget={"ceiling": 12}, entries=12)
+    start = make_start(settings, histories, tmp_path / "start")
+    x = histories.matrix("train").toarray().astype(np.float64)
+    found = scores(start, x) / (start.manifest["value_scale"] ** 2 * start.manifest["gain_scale"])
+    np.testing.assert_allclose(found, x @ ease(x, 5.0), rtol=1e-3, atol=1e-4)
+    assert start.live_entries == 12 * 13 // 2  # fewer than the budget: all of the triangle is kept
+
+
+def test_a_row_budget_keeps_each_rows_strongest(histories, tmp_path: Path) -> None:
+    start = make_start(config("hse", live=5, budget={"kind": "row"}), histories, tmp_path / "start")
+    full = dense(make_start(config("hse", live=50, budget={"ceiling": 50}), histories, tmp_path / "full"))
+    np.testing.assert_array_equal(start.live(), np.minimum(np.count_nonzero(full, axis=1), 5))
+    for row, whole in zip(dense(start), full, strict=True):
+        assert np.abs(whole[row == 0]).max() <= np.abs(whole[row != 0]).min()
+
+
+def test_unit_rows(histories, tmp_path: Path) -> None:
+    raw = config("hse", live=4).model_dump()
+    raw["model"]["row_norm"] = "unit"
+    start = make_start(parse_config(raw, "test"), histories, tmp_path / "start")
+    np.testing.assert_allclose((dense(start) ** 2).sum(1), 1, rtol=1e-5)
+    assert (start.gains() == 1).all()
+
+
+def test_random_rows_follow_popularity(histories, tmp_path: Path) -> None:
+    settings = config("random", dims=64, capacity_power=0.5, budget={"floor": 2})
+    live = make_start(settings, histories, tmp_path / "start").live()
+    assert live.sum() == 8 * 50 and live[0] > 12 > 4 > live[-1] >= 2
+
+
+@pytest.mark.parametrize("kind", ["local_inverse", "random"])
+def test_the_number_of_tasks_changes_no_byte(histories, small_ranges: int, tmp_path: Path, kind: str) -> None:
+    found = []
+    for tasks in (1, 3, 50):
+        raw = config(kind).model_dump()
+        raw["sparsity"]["local_inverse"]["tasks"] = tasks
+        found.append(content(make_start(parse_config(raw, "test"), histories, tmp_path / str(tasks)).folder))
+    assert found[0] == found[1] == found[2] and len(found[0]) == 17
+
+
+@pytest.mark.ray
+def test_ray_tasks_change_no_byte(shared_ray, many_histories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config("local_inverse", entries=16)
+    together = content(make_start(settings, many_histories, tmp_path / "ray").folder)
+    monkeypatch.setattr("hse_dist.tasks.ray_is_running", lambda: False)
+    alone = content(make_start(settings, many_histories, tmp_path / "alone").folder)
+    assert together == alone and len(alone) == 5
+
+
+def test_the_server_decides_the_cut(histories, small_ranges: int, tmp_path: Path) -> None:
+    asked = []
+
+    class Watched(RadixSelection):
+        def feed(self, histograms: np.ndarray) -> Any:
+            asked.append((self.query.round, histograms.shape))
+            return super().feed(histograms)
+
+    watched = make_start(config("local_inverse", live=3), histories, tmp_path / "watched", Watched)
+    assert asked == [(0, (8, 2048)), (1, (8, 2048)), (2, (8, 1024))]
+    plain = make_start(config("local_inverse", live=3), histories, tmp_path / "plain")
+    assert content(watched.folder) == content(plain.folder)
+
+
+def test_a_start_is_made_once(histories, tmp_path: Path) -> None:
+    folder = make_start(config("random"), histories, tmp_path / "start").folder
+    made = (folder / "manifest.json").stat().st_mtime_ns
+    make_start(config("random"), histories, folder)
+    assert (folder / "manifest.json").stat().st_mtime_ns == made
+    assert make_start(config("random", live=9), histories, folder).live_entries == 9 * 50
+    histories.manifest["interactions"] += 1
+    assert make_start(config("random", live=9), histories, folder).manifest["settings"]["data"]
+    assert (folder / "manifest.json").stat().st_mtime_ns != made
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (config("local_inverse", live=20), r"10 items.*tables\.item\.live = 20"),
+        (config("hse", live=4, max_items=9), r"items × items.*sparsity\.hse\.max_items = 9"),
+    ],
+)
+def test_a_catalogue_that_does_not_fit_is_refused(histories, tmp_path: Path, settings: Config, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_start(settings, type(histories)(histories.matrix("train")[:, :10]), tmp_path / "start")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_of_a_start_that_fails(tmp_path: Path, histories) -> None:
+    twins = type(histories)(ss.csr_matrix(np.ones((4, 2), np.float32)))
+    with pytest.raises(NumericError, match="item row 1"):
+        make_start(config("local_inverse", live=1, regularization=1e-300), twins, tmp_path / "start")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,207 @@
+"""Settings: every mistake is reported, once, with its path; what is right is frozen and comes back as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hse_dist.config import MAX_DIMS, Config, dump_config, load_config, parse_config
+from hse_dist.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+
+
+def mistakes(raw: dict) -> list[str]:
+    """The lines of the one message."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config(raw, "x.toml")
+    first, *lines = str(caught.value).splitlines()
+    assert first.startswith(f"{len(lines)} mistake") and first.endswith("x.toml:")
+    return [line.removeprefix("  - ") for line in lines]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "x.toml"
+    path.write_text(text)
+    return path
+
+
+def test_all_kinds_of_mistakes_come_in_one_message_with_dotted_paths(tmp_path):
+    path = write(
+        tmp_path,
+        """
+        [train]
+        epochs = "many"
+        [tables.item]
+        dims = 3
+        [data]
+        min_rating = 4.0
+        [data.split]
+        valid = 0.5
+        test = 0.5
+        sed = 1
+        """,
+    )
+    overrides = [
+        "model.input_dropout=1.5",
+        "run.seed=1979-05-27",
+        "train.epochs.first=1",
+        "sparsity.budget.floor=99",
+        "x",
+    ]
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert str(caught.value).splitlines() == [
+        f"10 mistakes in the configuration {path}:",
+        "  - train.epochs.first: epochs is a value, not a section",
+        "  - 'x': an override has the form section.key=value",
+        '  - run.seed: Input should be a valid integer (given: {"date": "1979-05-27"})',
+        "  - data.split.sed: unknown setting",
+        f'  - tables.item.dims: Input should be a whole number from 4 to {MAX_DIMS}, or "items" (given: 3)',
+        "  - model.input_dropout: Input should be less than 1 (given: 1.5)",
+        '  - train.epochs: Input should be a valid integer (given: "many")',
+        "  - data.split.valid = 0.5 and data.split.test = 0.5 leave no users to train on",
+        "  - data.min_rating = 4.0 needs data.columns.rating",
+        "  - sparsity.budget.floor = 99 exceeds tables.item.live = 32",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        ({"train": {"epochs": True}}, "train.epochs"),
+        ({"train": {"epochs": 1.0}}, "train.epochs"),
+        ({"train": {"learning_rate": float("nan")}}, "train.learning_rate"),
+        ({"model": {"score_clip": float("inf")}}, "model.score_clip"),
+        ({"run": {"folder": 1}}, "run.folder"),
+        ({"run": 1}, "run"),
+        ({"tables": {"item": {"dims": MAX_DIMS + 1}}}, "tables.item.dims"),
+        ({"tables": {"item": {"dims": True}}}, "tables.item.dims"),
+        ({"tables": {"item": {"dims": "rows"}}}, "tables.item.dims"),
+        ({"tables": {"item": {"chunk_width": 12}}}, "tables.item.chunk_width"),
+    ],
+)
+def test_one_wrong_value_is_one_mistake(raw, path):
+    [line] = mistakes(raw)
+    assert line.startswith(f"{path}: ")
+
+
+DENSE = {"item": {"kind": "dense", "dims": 64}}
+
+
+@pytest.mark.parametrize(
+    ("raw", "paths"),
+    [
+        ({"data": {"split": {"target_order": "last"}}}, ("data.split.target_order", "data.columns.timestamp")),
+        ({"data": {"source": "synthetic"}}, ("data.source", "data.synthetic")),
+        ({"data": {"synthetic": {}}}, ("data.source", "data.synthetic")),
+        ({"tables": DENSE, "model": {"row_norm": "unit"}}, ("tables.item.kind", "sparsity.start")),
+        ({"tables": DENSE, "sparsity": {"start": "random"}}, ("tables.item.kind", "model.row_norm")),
+        (
+            {
+                "tables": {"item": {"kind": "dense", "dims": 66}},
+                "sparsity": {"start": "random"},
+                "model": {"row_norm": "unit"},
+            },
+            ("tables.item.kind", "tables.item.dims"),
+        ),
+        ({"model": {"row_norm": "unit"}}, ("sparsity.start", "model.row_norm")),
+        ({"tables": {"item": {"dims": 64}}}, ("sparsity.start", "tables.item.dims")),
+        (
+            {"tables": {"item": {"dims": 16}}, "sparsity": {"start": "random"}},
+            ("tables.item.live = 32", "tables.item.dims = 16"),
+        ),
+        ({"sparsity": {"budget": {"ceiling": 31}}}, ("sparsity.budget.ceiling = 31", "tables.item.live = 32")),
+        ({"sparsity": {"budget": {"floor": 33}}}, ("sparsity.budget.floor = 33", "tables.item.live = 32")),
+        ({"sparsity": {"rewire": {"interval": 3}}}, ("sparsity.rewire.window = 4", "sparsity.rewire.interval = 3")),
+    ],
+)
+def test_contradiction_names_the_settings_that_take_part(raw, paths):
+    [line] = mistakes(raw)
+    assert all(path in line for path in paths)
+
+
+def test_contradiction_with_a_setting_that_is_wrong_anyway_is_not_reported():
+    # live falls back to its default for the second look: a ceiling of 16 would contradict that, not what was written
+    assert len(mistakes({"tables": {"item": {"live": "x"}}, "sparsity": {"budget": {"ceiling": 16}}})) == 1
+    # but an unknown key hides nothing
+    assert len(mistakes({"s": 1, "sparsity": {"budget": {"ceiling": 16}}})) == 2
+
+
+def test_overrides_replace_add_and_remove(tmp_path):
+    path = write(tmp_path, '[data.columns]\nrating = "stars"\n[train]\nepochs = 3\n')
+    overrides = [
+        "train.epochs = 5",
+        "train.learning_rate=1e-3",
+        "run.folder=runs/a b=c",
+        "tables.item.dims=items",
+        "data.columns.rating=none",
+        'run.resume="must"',
+    ]
+    config = load_config(path, overrides)
+    assert (config.train.epochs, config.train.learning_rate, config.run.folder) == (5, 0.001, "runs/a b=c")
+    assert (config.tables.item.dims, config.data.columns.rating, config.run.resume) == ("items", None, "must")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "There is no configuration file"), (b"a = = 1", "is not TOML"), (b"\xff", "cannot be read")],
+)
+def test_file_that_cannot_be_used(tmp_path, content, words):
+    path = tmp_path / "x.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_configuration_is_frozen():
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        Config().train.epochs = 3
+
+
+@given(
+    seed=st.integers(0, 2**63),
+    rate=st.floats(1e-12, 1e6),
+    folder=st.text(st.characters(codec="utf-8")),
+    clip=st.none() | st.floats(1e-6, 1e6),
+    dims=st.just("items") | st.integers(32, MAX_DIMS),
+)
+def test_dump_round_trips_and_is_canonical(seed, rate, folder, clip, dims):
+    raw = {
+        "train": {"learning_rate": rate},
+        "run": {"folder": folder, "seed": seed},
+        "model": {"score_clip": clip},
+        "tables": {"item": {"dims": dims}},
+        "sparsity": {"start": "random"},
+    }
+    config = parse_config(raw, "one")
+    text = dump_config(config)
+    again = parse_config(json.loads(text), "other")
+    assert again == config and dump_config(again) == text
+    assert dump_config(parse_config(dict(reversed(raw.items())), "reversed")) == text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configuration_is_valid(path):
+    load_config(path)
+
+
+def test_every_setting_says_what_it_means():
+    def undocumented(model: type[pydantic.BaseModel], path: str) -> list[str]:
+        found = []
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+                found += undocumented(kind, f"{path}{name}.")
+            elif not field.description:
+                found.append(f"{path}{name}")
+        return found
+
+    assert undocumented(Config, "") == []
