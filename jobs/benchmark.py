@@ -1,6 +1,6 @@
 """Measure steps on this machine; the same as `hse-dist benchmark`.
 
-    ray job submit --working-dir . -- python jobs/benchmark.py …
+ray job submit --working-dir . -- python jobs/benchmark.py …
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Rank the whole catalogue for held-out users; the same as `hse-dist evaluate`.
 
-    ray job submit --working-dir . -- python jobs/evaluate.py …
+ray job submit --working-dir . -- python jobs/evaluate.py …
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Write the item matrix of the best checkpoint; the same as `hse-dist export`.
 
-    ray job submit --working-dir . -- python jobs/export.py …
+ray job submit --working-dir . -- python jobs/export.py …
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Make the histories and the vocabulary from a raw log; the same as `hse-dist prepare`.
 
-    ray job submit --working-dir . -- python jobs/prepare.py …
+ray job submit --working-dir . -- python jobs/prepare.py …
 """
 
 import sys

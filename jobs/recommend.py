@@ -1,6 +1,6 @@
 """Answer histories from an export alone; the same as `hse-dist recommend`.
 
-    ray job submit --working-dir . -- python jobs/recommend.py …
+ray job submit --working-dir . -- python jobs/recommend.py …
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Make the start, train it and keep the best checkpoint; the same as `hse-dist train`.
 
-    ray job submit --working-dir . -- python jobs/train.py …
+ray job submit --working-dir . -- python jobs/train.py …
 """
 
 import sys

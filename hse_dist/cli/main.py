@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"hse-dist {words.job}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
+        # Ray Train answers Ctrl-C with sys.exit(0), and Ray SIGTERM with sys.exit(): neither is a success
         print(f"hse-dist {words.job}: interrupted.", file=sys.stderr)
         return INTERRUPTED
     return 0

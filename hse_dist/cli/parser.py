@@ -95,7 +95,7 @@ def _add_benchmark(jobs: Jobs) -> None:
         ("history", 60, "mean history of a user"),
         ("rows", 200_000, "rows of the tables"),
         ("repeats", 7, "steps measured; the median counts"),
-        ("threads", None, "threads of arithmetic; without it those of torch"),
+        ("threads", None, "threads of arithmetic (default: all cores)"),
     ):
         text = meaning if default is None else f"{meaning} (default: {default})"
         step.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=text)

@@ -8,7 +8,7 @@ The second term takes out an item's own contribution (EASE's zero diagonal). Row
 (Vančura et al., RecSys 2022); free rows with g = ±1/diag(P) contain HSE (Van Balen & Goethals, WWW 2021) and EASE
 (Steck, WWW 2019) exactly.
 
-Shapes: B users, C candidates, L history positions, K columns in use.
+Shapes: B users, b of them at a time, C candidates, L history positions, K columns in use.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Activations:
 
     Attributes:
         operators: the block's operators, with the columns' renumbering.
-        u_kb: transposed user vectors [K, B].
-        scores_cb: [C, B].
-        positions, user: the history as it was pooled, int64 [L] each (after dropout).
+        u_kb: transposed user vectors [K, b], one a block of users.
+        scores_cb: scores [C, b], one a block of users.
+        positions, user: the history as it was pooled, int64 [L] each (after dropout); users count from 0 to B − 1.
     """
 
     operators: Operators
-    u_kb: Tensor
-    scores_cb: Tensor
+    u_kb: list[Tensor]
+    scores_cb: list[Tensor]
     positions: Tensor
     user: Tensor
 
@@ -85,23 +85,31 @@ class Autoencoder:
             collect: keep the gradients of `u_kb` and `scores_cb`, and columns that only candidates use.
         """
         lengths = batch.offsets.diff()
-        users = len(lengths)
+        users, trained = len(lengths), max(int((lengths > 0).sum()), 1)
         user = torch.repeat_interleave(torch.arange(users, device=lengths.device), lengths)
-        positions, pooled_user = batch.positions, user
-        if generator is not None and self.settings.input_dropout > 0.0:
-            kept = torch.rand(len(positions), generator=generator).to(user.device) >= self.settings.input_dropout
-            positions, pooled_user = positions[kept], user[kept]
-        else:
-            kept = None
-        operators = self.operators(rows, self._kept_columns(rows, None if collect else positions))
-        u_kb = operators.pool(positions, pooled_user, users)
-        scores_cb = operators.score(u_kb)
-        if collect:
-            u_kb.retain_grad()
-            scores_cb.retain_grad()
-        own = operators.own(batch.positions)
-        if kept is not None:
-            own = own * kept  # a hidden item contributes nothing to its own score
-        count = int((lengths > 0).sum())
-        loss = CosineLoss.apply(scores_cb, own, batch.positions, user, count, self.settings.score_clip)
-        return loss, Activations(operators, u_kb, scores_cb, positions, pooled_user)
+        seen = self._seen(batch.positions, generator)
+        pooled = batch.positions[seen]
+        operators = self.operators(rows, self._kept_columns(rows, None if collect else pooled))
+        activations = Activations(operators, [], [], pooled, user[seen])
+        losses = []
+        for first in range(0, max(users, 1), operators.user_block):
+            last = min(first + operators.user_block, users)
+            part = slice(int(batch.offsets[first]), int(batch.offsets[last]))
+            positions, owner, kept = batch.positions[part], user[part] - first, seen[part]
+            u_kb = operators.pool(positions[kept], owner[kept], last - first)
+            scores_cb = operators.score(u_kb)
+            if collect:
+                u_kb.retain_grad()
+                scores_cb.retain_grad()
+                activations.u_kb.append(u_kb)
+                activations.scores_cb.append(scores_cb)
+            own = operators.own(positions) * kept  # a hidden item contributes nothing to its own score
+            losses.append(CosineLoss.apply(scores_cb, own, positions, owner, trained, self.settings.score_clip))
+        return torch.stack(losses).sum(), activations
+
+    def _seen(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Which history positions the input shows, bool [L]."""
+        if generator is None or self.settings.input_dropout == 0.0:
+            return torch.ones_like(positions, dtype=torch.bool)
+        drawn = torch.rand(len(positions), generator=generator).to(positions.device)
+        return drawn >= self.settings.input_dropout

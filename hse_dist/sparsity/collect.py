@@ -39,14 +39,13 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     """
     operators = activations.operators
     assert isinstance(operators, SparseOperators)
-    grad_u, grad_s = activations.u_kb.grad, activations.scores_cb.grad
-    assert grad_u is not None and grad_s is not None
-    scale = torch.ones_like(grad_s[:, 0]) if operators.norms is None else 1.0 / operators.norms.detach()
-    gains = operators.rows.gains
-    weighted = grad_s if gains is None else grad_s * gains.detach()[:, None]
-    users = _matrix(activations.u_kb.detach())
-    histories = _histories(activations, len(weighted))
-    block = max(1, memory_bytes // (4 * 4 * max(1, operators.dims)))
+    users = _matrix(torch.cat(activations.u_kb, 1).detach())
+    grad_u, weighted = _gradients(activations.u_kb), _gradients(activations.scores_cb)
+    scale = torch.ones_like(weighted[:, 0]) if operators.norms is None else 1.0 / operators.norms.detach()
+    if operators.gains is not None:
+        weighted = weighted * operators.gains.detach()[:, None]
+    histories = _Histories(activations.positions, activations.user, len(weighted), grad_u.shape[1])
+    block = max(1, memory_bytes // (4 * 4 * max(1, operators.pattern.dims)))
     parts = []
     for first in range(0, len(weighted), block):
         last = min(first + block, len(weighted))
@@ -57,6 +56,13 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     candidate, place, gradient = (torch.cat(column) for column in zip(*parts, strict=True))
     columns = place if operators.kept_columns is None else operators.kept_columns[place]
     return candidate, columns, gradient
+
+
+def _gradients(parts: list[Tensor]) -> Tensor:
+    """The kept gradients of the parts, side by side."""
+    gradients = [part.grad for part in parts if part.grad is not None]
+    assert len(gradients) == len(parts)
+    return torch.cat(gradients, 1)
 
 
 def _matrix(u_kb: Tensor) -> Tensor:
@@ -95,15 +101,10 @@ class _Histories:
             )
 
 
-def _histories(activations: Activations, candidates: int) -> _Histories:
-    return _Histories(activations.positions, activations.user, candidates, activations.u_kb.shape[1])
-
-
 def _clear_live(gradient_ck: Tensor, operators: SparseOperators, first: int, last: int) -> None:
-    offsets = operators.rows.offsets[first : last + 1]
-    columns = operators.columns[int(offsets[0]) : int(offsets[-1])]
-    rows = torch.repeat_interleave(torch.arange(last - first, device=columns.device), offsets.diff())
-    gradient_ck[rows, columns] = 0.0
+    pattern = operators.pattern
+    entries = slice(int(pattern.offsets[first]), int(pattern.offsets[last]))
+    gradient_ck[pattern.rows[entries] - first, pattern.columns[entries]] = 0.0
     if operators.kept_columns is not None:
         gradient_ck[:, -1] = 0.0  # the spare column stands for no column
 
@@ -130,6 +131,24 @@ class GrowthCollector:
         candidate, columns, gradients = strongest_positions(activations, self.settings.explore, memory)
         self._steps.append((candidates[candidate].cpu(), columns.cpu(), gradients.cpu(), candidates.cpu()))
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """What was seen since the last rewire; any ranks may take it up, however it is divided among them."""
+        names = ("rows", "columns", "gradients", "visited")
+        return {name: part.numpy() for name, part in zip(names, self._seen(), strict=True)}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Add what `state_dict()` of a rank gave."""
+        rows, columns, gradients, visited = (
+            torch.from_numpy(state[name]) for name in ("rows", "columns", "gradients", "visited")
+        )
+        self._steps.append((rows, columns, gradients, visited))
+
+    def _seen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        empty = torch.empty(0, dtype=torch.int64)
+        steps = self._steps or [(empty, empty, torch.empty(0), empty)]
+        rows, columns, gradients, visited = (torch.cat(column) for column in zip(*steps, strict=True))
+        return rows, columns, gradients, visited
+
     def send_to_owners(self, ranks: Ranks, row_ranges: list[tuple[int, int]]) -> tuple[Triples, Ints]:
         """Hand all that was seen to the rows' owners and forget it.
 
@@ -139,9 +158,7 @@ class GrowthCollector:
         Returns:
             triples and visited rows (one a visit) of the rows that this rank owns.
         """
-        empty = torch.empty(0, dtype=torch.int64)
-        steps = self._steps or [(empty, empty, torch.empty(0), empty)]
-        rows, columns, gradients, visited = (torch.cat(column) for column in zip(*steps, strict=True))
+        rows, columns, gradients, visited = self._seen()
         self._steps = []
         parts = [(rows >= first) & (rows < last) for first, last in row_ranges]
         positions = torch.stack([rows, columns], 1)

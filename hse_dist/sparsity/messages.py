@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from hse_dist.errors import HseError
+
 Purpose = Literal["drop", "grow", "restore"]
 
 
@@ -65,4 +67,12 @@ class Closed:
     version: int
 
 
-Message = Open | Histogram | Close
+@dataclass(frozen=True)
+class Failed:
+    """A rank cannot go on with this rewire; the answer to all ranks is its error, so that none waits for it."""
+
+    version: int
+    error: HseError
+
+
+Message = Open | Histogram | Close | Failed

@@ -9,6 +9,8 @@ Equal tables and an equal multiset of candidate triples give bit-equal tables, w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +20,7 @@ from hse_dist.errors import NumericError
 from hse_dist.sparsity.budget import count_by_row, ranks_in_row, row_drops
 from hse_dist.sparsity.client import Transport, select
 from hse_dist.sparsity.growth import Floats, Ints, random_positions, without
-from hse_dist.sparsity.messages import Close, Open, Plan
+from hse_dist.sparsity.messages import Close, Failed, Open, Plan
 from hse_dist.sparsity.selection import Keys, Mask, order_keys
 from hse_dist.tables.sharded import OwnedRows
 
@@ -78,10 +80,11 @@ def rewire(
         the new version.
 
     Raises:
-        NumericError: a value or a score is NaN or infinite; names the row.
+        NumericError: a value or a score of some rank is NaN or infinite; names the row, on all ranks.
         ProtocolError: the ranks disagree.
     """
-    entries = live_entries(owned, gains)
+    with _told(transport, version + 1):
+        entries = live_entries(owned, gains)
     live = np.bincount(entries.rows - owned.first, minlength=owned.last - owned.first)
     protected = ranks_in_row(entries.rows, entries.keys, largest=True) < settings.budget.floor
     plan = transport.ask(Open(version + 1, step, owned.first, len(entries.rows), int((~protected).sum())))
@@ -113,6 +116,16 @@ def rewire(
         )
     )
     return closed.version
+
+
+@contextmanager
+def _told(transport: Transport, version: int) -> Iterator[None]:
+    """Tell the others of an error in the block: they would wait for this rank's next message."""
+    try:
+        yield
+    except NumericError as error:
+        transport.ask(Failed(version, error))
+        raise
 
 
 def live_entries(owned: OwnedRows, gains: Floats) -> Entries:
@@ -179,7 +192,8 @@ def _grow(
     """The positions that grow, in canonical order: of each row the strongest that fit, of these the strongest of all."""
     new = without(candidates.rows, candidates.columns, entries.rows, entries.columns, owned.dims)
     rows, columns = candidates.rows[new], candidates.columns[new]
-    keys = keys_of(candidates.scores[new], rows, "grow")
+    with _told(transport, plan.version):
+        keys = keys_of(candidates.scores[new], rows, "grow")
     fits = ranks_in_row(rows, keys, largest=True) < room[rows - owned.first]
     rows, columns, keys = rows[fits], columns[fits], keys[fits]
     if settings.budget.kind == "global":

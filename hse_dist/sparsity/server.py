@@ -17,7 +17,7 @@ import numpy as np
 
 from hse_dist.config import SparsitySettings
 from hse_dist.errors import ProtocolError
-from hse_dist.sparsity.messages import Close, Closed, Histogram, Message, Open, Plan, Purpose
+from hse_dist.sparsity.messages import Close, Closed, Failed, Histogram, Message, Open, Plan, Purpose
 from hse_dist.sparsity.schedule import drop_fraction
 from hse_dist.sparsity.selection import Query, RadixSelection, Selection
 
@@ -49,8 +49,12 @@ class SparsityServer:
         """The replies to one message of every rank, both in rank order.
 
         Raises:
+            HseError: that of the first rank that failed.
             ProtocolError: the messages do not belong together, or not to this version.
         """
+        for message in messages:
+            if isinstance(message, Failed):
+                raise message.error
         if len(messages) != self.ranks:
             raise ProtocolError(f"{len(messages)} messages came from {self.ranks} ranks.")
         kinds = {type(message) for message in messages}

@@ -65,8 +65,8 @@ class PackedCollection(nn.Module):
         entries = live_nw.flatten().nonzero().squeeze(1)
         return SparseRows(
             offsets=ends[bounds],
-            columns=columns_nw.flatten()[entries].long(),
-            values=values_nw.flatten()[entries],
+            columns=columns_nw.flatten().index_select(0, entries).long(),
+            values=values_nw.flatten().index_select(0, entries),
             gains=self.gains_of(rows) if self.gains is not None else None,
             dims=self.dims,
         )

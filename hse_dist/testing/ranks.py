@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 LIMIT_SECONDS = 180.0
+MOST_RANKS = 4
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any) -> list[Any]:
@@ -57,7 +58,10 @@ class _Pool:
         self._workers: list[tuple[Any, Connection]] = []
 
     def run(self, function: Callable[..., Any], ranks: int, address: str, arguments: tuple) -> list[Any]:
-        self._grow(ranks)
+        if ranks > MOST_RANKS:
+            raise ValueError(f"{ranks} ranks were asked for, there are {MOST_RANKS}")
+        if not self._workers:
+            self._start()
         waiting: dict[Any, int] = {}
         for rank, (_, pipe) in enumerate(self._workers[:ranks]):
             pipe.send((function, rank, ranks, address, arguments))
@@ -84,14 +88,17 @@ class _Pool:
             raise RuntimeError(failures[0])  # in time the first: what the others say follows from it
         return [answers[rank] for rank in range(ranks)]
 
-    def _grow(self, ranks: int) -> None:
+    def _start(self) -> None:
+        from hse_dist.ranks import free_address
+
         context = mp.get_context("spawn")
-        while len(self._workers) < ranks:
+        for _ in range(MOST_RANKS):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there,), daemon=True)
             process.start()
             there.close()
             self._workers.append((process, here))
+        self.run(_meet, MOST_RANKS, free_address(), ())
 
     def close(self) -> None:
         """End all processes; the next call starts new ones."""
@@ -114,6 +121,14 @@ def _serve(pipe: Connection) -> None:
         except BaseException:
             answer = (None, traceback.format_exc())
         pipe.send(answer)
+
+
+def _meet(ranks: Any) -> None:
+    """TorchRec's first model of a process asks rank 0 for a flag, later ones do not: all processes ask here together."""
+    import torch.distributed as dist
+    from torchrec.distributed.collective_utils import init_collective_validation
+
+    init_collective_validation(dist.group.WORLD)
 
 
 _POOL = _Pool()

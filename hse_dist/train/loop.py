@@ -52,6 +52,7 @@ class Loop:
     live: int
     step: int = 0
     metric: float | None = None
+    start_metric: float | None = None
     best: float = float("-inf")
     worse: int = 0
     totals: Totals = field(default_factory=Totals)
@@ -70,6 +71,7 @@ class Loop:
         try:
             if resumed is None:
                 self._validate(metrics)
+                self.start_metric = self.metric
                 self._save()
                 self.metric = None
             progress = Progress(self.step, self.trainer.steps)
@@ -85,7 +87,7 @@ class Loop:
             "seconds": time.perf_counter() - started,
             "resumed_from": resumed.step if resumed is not None else None,
             "best_step": best.step,
-            "start_valid": next((c.metric for c in self.store.all() if c.step == 0), None),
+            "start_valid": self.start_metric,
             "best_valid": best.metric,
             "live_entries": self.live,
         }
@@ -146,6 +148,7 @@ class Loop:
             "stream": self.stream.state_dict(),
             "server": server,
             "metric": self.metric,
+            "start_metric": self.start_metric,
             "best": self.best if self.best > float("-inf") else None,
             "worse": self.worse,
             "wire_bytes": self.totals.wire_bytes,
@@ -159,6 +162,7 @@ class Loop:
         self.store.load(checkpoint, self.trainer.table.state_dict())
         facts = checkpoint.facts
         self.step, self.worse = facts["step"], facts["worse"]
+        self.start_metric = facts["start_metric"]
         self.best = facts["best"] if facts["best"] is not None else float("-inf")
         self.totals.wire_bytes = facts["wire_bytes"]
         self.trainer.version = facts["server"]["version"]

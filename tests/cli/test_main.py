@@ -67,6 +67,7 @@ def test_result_is_all_that_standard_output_gets(job, capfd):
         (UserError("The file is gone.", cause="Find it.", setting="a.b", value=3), 2, "(setting a.b = 3)"),
         (NumericError("NaN in row 7."), 1, "hse-dist train: NaN in row 7."),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(0), 130, "interrupted"),
     ],
 )
 def test_expected_failure_is_one_message_without_traceback(job, capfd, error, code, message):

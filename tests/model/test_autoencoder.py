@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hse_dist.config import ModelSettings
 from hse_dist.data.batch import Batch
 from hse_dist.model.autoencoder import Autoencoder
-from hse_dist.model.kernels import CosineLoss, Pool, Score, expand_rows
+from hse_dist.model.kernels import CosineLoss, Pattern, Pool, Score, expand_rows
+from hse_dist.model.operators import SparseOperators
 from hse_dist.tables.block import DenseRows, SparseRows
 
 
@@ -72,9 +73,11 @@ def reference_loss(rows: SparseRows, batch: Batch, *, unit: bool, clip: float | 
 @pytest.mark.parametrize("compact_above", [1, 1000])
 @pytest.mark.parametrize("clip", [None, 0.8])
 @pytest.mark.parametrize("collect", [False, True])
+@pytest.mark.parametrize("user_block", [3, 128])
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=8, deadline=None)
-def test_loss_and_gradients_equal_dense_reference(norm, compact_above, clip, collect, seed):
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_loss_and_gradients_equal_dense_reference(monkeypatch, norm, compact_above, clip, collect, user_block, seed):
+    monkeypatch.setattr(SparseOperators, "user_block", user_block)
     rng = np.random.default_rng(seed)
     rows = make_rows(rng, candidates=9, dims=12, gains=norm == "free")
     batch = make_batch(rng, candidates=9, users=4)
@@ -97,7 +100,7 @@ def test_gradcheck_of_each_function():
     scores = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     own = torch.randn(len(user), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: Pool.apply(v, entries, target, 7, 3), rows.values)
-    assert torch.autograd.gradcheck(lambda v, u: Score.apply(v, rows.columns, rows.offsets, u), (rows.values, u_db))
+    assert torch.autograd.gradcheck(lambda v, u: Score.apply(v, Pattern(rows.offsets, rows.columns, 7), u), (rows.values, u_db))
     assert torch.autograd.gradcheck(lambda s, o: CosineLoss.apply(s, o, batch.positions, user, 2, None), (scores, own))
 
 
