@@ -41,6 +41,8 @@ def connect(settings: ClusterSettings) -> Iterator[None]:
         yield
         return
     address = settings.address or os.environ.get("RAY_ADDRESS")
+    # a relative folder means the same in a worker as on the command line
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if not address:
         # nobody takes a node of a local cluster away
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

@@ -1,7 +1,7 @@
 """The run folder: whose it is, and where things lie in it.
 
-In: a configuration. Out: paths, after a check that the folder belongs to this configuration. Settings that do not change
-the result (cluster, blocks, exports) may differ between commands on one run.
+In: a configuration. Out: paths, after a check that the folder belongs to this configuration. Settings that do not
+change the result (cluster, blocks, exports) may differ between commands on one run.
 """
 
 from __future__ import annotations

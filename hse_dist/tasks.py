@@ -53,7 +53,9 @@ def map_tasks(
         done, _ = ray.wait(list(running), num_returns=1, timeout=timeout_seconds)
         if not done:
             names = ", ".join(f"{label} {i}" for i in sorted(running.values()))
-            raise MissingRanksError(f"No {label} task finished within {timeout_seconds:.0f} s.", cause=f"Waiting for {names}.")
+            raise MissingRanksError(
+                f"No {label} task finished within {timeout_seconds:.0f} s.", cause=f"Waiting for {names}."
+            )
         index = running.pop(done[0])
         results[index] = _result(done[0], f"{label} {index}")
     return [results[index] for index in range(len(arguments))]

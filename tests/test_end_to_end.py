@@ -1,4 +1,4 @@
-"""Logs in, recommendations out: the whole path on Ray Train with two workers, and the mistakes a user can make on it."""
+"""Logs in, recommendations out: the whole path on Ray Train with two workers, and the mistakes a user can make."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def log(tmp_path_factory) -> Path:
     users = np.repeat(np.arange(USERS), 12)
     cluster = users % CLUSTERS
     noise = rng.random(len(users)) < 0.1
-    items = np.where(noise, rng.integers(0, ITEMS, len(users)), rng.integers(0, ITEMS // CLUSTERS, len(users)) * CLUSTERS + cluster)
+    own = rng.integers(0, ITEMS // CLUSTERS, len(users)) * CLUSTERS + cluster
+    items = np.where(noise, rng.integers(0, ITEMS, len(users)), own)
     names = np.array([f"item-{i:03d}" for i in range(ITEMS)])[items]
     for day in range(2):
         part = slice(day, None, 2)
@@ -81,7 +82,7 @@ def test_whole_path_with_two_workers(shared_ray, tmp_path, log, capfd):
 
     again = train(config)
     assert again["resumed_from"] == again["steps"] == summary["steps"]
-    with pytest.raises(RunFolderError, match="train.learning_rate"):
+    with pytest.raises(RunFolderError, match=r"train\.learning_rate"):
         train(make_config(tmp_path, log, train__learning_rate=0.2))
 
     metrics = evaluate(config)
@@ -118,7 +119,10 @@ def test_more_workers_than_cores_are_refused_with_what_is_there(shared_ray, tmp_
     [
         ({"data__source": "/nowhere/log.parquet"}, "/nowhere/log.parquet"),
         ({"data__columns": {"user": "who", "item": "product"}}, "product"),
-        ({"tables__item": {"dims": "items", "live": 200}, "sparsity__budget": {"ceiling": 200}}, "fewer items|fewer than"),
+        (
+            {"tables__item": {"dims": "items", "live": 200}, "sparsity__budget": {"ceiling": 200}},
+            "fewer items|fewer than",
+        ),
         ({"run__resume": "must"}, "no checkpoint"),
     ],
 )

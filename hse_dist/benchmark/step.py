@@ -1,9 +1,9 @@
 """`benchmark step`: one training step on packed rows beside dense TorchRec tables, in one process.
 
 In: a shape. Out: milliseconds of forward + backward + fused update for packed rows, a dense table of the same D, and a
-dense table of the same bytes, all through the same trainer, the same batch and the same cheap loss. The three take turns, so
-that a machine whose speed drifts is fair to all. The dense table of D columns has only as many rows as fit into
-memory: its time does not depend on the number of rows that are not looked up.
+dense table of the same bytes, all with the same batch, model and cheap loss. The three take turns, so that a machine
+whose speed drifts is fair to all. The dense table of D columns has only as many rows as fit into memory: its time does
+not depend on the number of rows that are not looked up.
 """
 
 from __future__ import annotations
@@ -108,9 +108,7 @@ def packed_table(rows: int, dims: int, live: int, ranks: Ranks, settings: TrainS
     return table
 
 
-def _dense_step(
-    rows: int, dims: int, batch: Batch, ranks: Ranks, settings: TrainSettings
-) -> Callable[[], None]:
+def _dense_step(rows: int, dims: int, batch: Batch, ranks: Ranks, settings: TrainSettings) -> Callable[[], None]:
     rows = max(len(batch.candidates), min(rows, DENSE_BYTES // (4 * dims)))
     table = DenseTable(rows, dims, ranks, settings, "row_wise")
     table.local_values().normal_()

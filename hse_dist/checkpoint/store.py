@@ -1,7 +1,8 @@
-"""The checkpoints of a run: `checkpoints/step-00000100/` with sharded state and `facts.json`.
+"""The checkpoints of a run: `checkpoints/step-00000100/` with sharded state, `rank-00000.npz` and `facts.json`.
 
-In: the sharded state of a table, and facts (step, data position, server journal, validation). Out: a folder that is
-there whole or not at all: ranks write into a temporary folder, rank 0 adds the facts and renames it.
+In: the sharded state of a table, what each rank alone knows (growth candidates, running sums), and facts (step, data
+position, server journal, validation). Out: a folder that is there whole or not at all: ranks write into a temporary
+folder, rank 0 adds the facts and renames it.
 torch.distributed.checkpoint does the sharding, so another number of ranks can load what this one wrote. Its `.metadata`
 file is a pickle: checkpoints are trusted input.
 """
@@ -11,19 +12,21 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed.checkpoint as dcp
 
-from hse_dist.errors import RunFolderError
+from hse_dist.errors import DataError, RunFolderError
 from hse_dist.files import read_json, write_json
 from hse_dist.ranks import Ranks
 
-FORMAT = 1
+FORMAT = 2
 FACTS = "facts.json"
 
 
@@ -54,13 +57,17 @@ class CheckpointStore:
         """Complete checkpoints by step.
 
         Raises:
-            RunFolderError: one was written by another format of this project.
+            RunFolderError: one cannot be read, or was written by another format of this project.
         """
         found = []
         for path in sorted(self.folder.glob("step-*")):
-            facts = read_json(path / FACTS, "checkpoint's facts")
-            if facts.get("format") != FORMAT:
-                raise RunFolderError(f"The checkpoint {path} has format {facts.get('format')}, not {FORMAT}.")
+            try:
+                facts = read_json(path / FACTS, "checkpoint's facts")
+            except DataError as error:
+                raise RunFolderError(f"The checkpoint {path} cannot be read: {error}") from None
+            there = facts.get("format") if isinstance(facts, dict) else None
+            if there != FORMAT:
+                raise RunFolderError(f"The checkpoint {path} has format {there}, not {FORMAT}.")
             found.append(Checkpoint(path, facts))
         return found
 
@@ -73,11 +80,12 @@ class CheckpointStore:
         judged = [one for one in self.all() if one.metric is not None]
         return max(judged, key=lambda one: (one.metric, -one.step), default=None) or self.latest()
 
-    def save(self, state: dict[str, Any], facts: dict[str, Any], ranks: Ranks) -> Path:
+    def save(self, state: dict[str, Any], own: dict[str, np.ndarray], facts: dict[str, Any], ranks: Ranks) -> Path:
         """Write a checkpoint; a collective call.
 
         Args:
             state: sharded tensors.
+            own: this rank's arrays, which no other rank has.
             facts: JSON; `step` names the folder, `metric` decides what is best.
 
         Raises:
@@ -89,6 +97,9 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
         ranks.barrier()
         with _readable_errors(f"The checkpoint {final} cannot be written"):
+            temporary.mkdir(parents=True, exist_ok=True)
+            np.savez(temporary / f"rank-{ranks.rank:05d}.npz", **own)  # type: ignore[arg-type]
+            # ends when all ranks are done with it, so that all of their files are there
             dcp.save(state, checkpoint_id=str(temporary))
             if ranks.rank == 0:
                 write_json(temporary / FACTS, {**facts, "format": FORMAT})
@@ -107,6 +118,20 @@ class CheckpointStore:
         with _readable_errors(f"The checkpoint {checkpoint.folder} cannot be read"):
             dcp.load(state, checkpoint_id=str(checkpoint.folder))
 
+    def load_own(self, checkpoint: Checkpoint, ranks: Ranks) -> list[dict[str, np.ndarray]]:
+        """What the ranks of the checkpoint had for themselves, dealt out over the ranks of now.
+
+        Raises:
+            RunFolderError: the checkpoint cannot be read.
+        """
+        files = sorted(checkpoint.folder.glob("rank-*.npz"))[ranks.rank :: ranks.size]
+        found = []
+        with _readable_errors(f"The checkpoint {checkpoint.folder} cannot be read"):
+            for file in files:
+                with np.load(file) as arrays:
+                    found.append(dict(arrays))
+        return found
+
     def _prune(self) -> None:
         best = self.best()
         for old in self.all()[: -self.keep]:
@@ -122,5 +147,6 @@ def _readable_errors(what: str) -> Iterator[None]:
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", UserWarning)
             yield
-    except (dcp.api.CheckpointException, OSError) as error:  # the first is no subclass of Exception
+    # the first is no subclass of Exception; the last two are NumPy's words for a damaged file
+    except (dcp.api.CheckpointException, OSError, ValueError, zipfile.BadZipFile) as error:
         raise RunFolderError(f"{what}: {error}") from None

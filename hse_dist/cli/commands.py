@@ -55,6 +55,15 @@ def _evaluate_ease(config: Config, split: str) -> Result:
     return {"baseline": "ease", "split": split, "seed": config.data.split.seed, **result}
 
 
+def compare(words: Namespace) -> Result:
+    """Metrics of users of two models → difference and interval."""
+    from dataclasses import asdict
+
+    from hse_dist.evaluate.bootstrap import compare as run
+
+    return {"metric": words.metric, **asdict(run(words.ours, words.theirs, metric=words.metric))}
+
+
 def export(words: Namespace) -> Result:
     """Run folder → export."""
     config = _config(words)
@@ -106,5 +115,5 @@ def _config(words: Namespace) -> Config:
 
 
 COMMANDS: dict[str, Callable[[Namespace], Result]] = {
-    function.__name__: function for function in (prepare, train, evaluate, export, recommend, benchmark, demo)
+    function.__name__: function for function in (prepare, train, evaluate, compare, export, recommend, benchmark, demo)
 }

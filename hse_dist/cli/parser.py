@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", choices=("test", "valid"), default="test", help="held-out users (default: test)")
     evaluate.add_argument("--baseline", choices=("ease",), help="a closed form of the same histories, not the run")
     _add(jobs, "export", "write the item matrix of the best checkpoint as CSR and as Parquet")
+    _add_compare(jobs)
     _add_recommend(jobs)
     _add_benchmark(jobs)
     _add_demo(jobs)
@@ -68,6 +69,20 @@ def _add_overrides(job: argparse.ArgumentParser) -> None:
     job.add_argument(
         "overrides", metavar="section.key=value", nargs="*", default=[], help="settings that replace those of CONFIG"
     )
+
+
+def _add_compare(jobs: Jobs) -> None:
+    text = "paired bootstrap of a mean difference, over the users of one seed of the split or of several"
+    job = jobs.add_parser("compare", help=text, description=text, allow_abbrev=False)
+    for name in ("ours", "theirs"):
+        job.add_argument(
+            f"--{name}",
+            nargs="+",
+            required=True,
+            metavar="FILE",
+            help="SPLIT-users.parquet, a file a seed, as the job evaluate wrote it into RUN/evaluation",
+        )
+    job.add_argument("--metric", choices=("ndcg@100", "recall@20", "recall@50"), default="ndcg@100", help="of a user")
 
 
 def _add_recommend(jobs: Jobs) -> None:

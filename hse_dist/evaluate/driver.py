@@ -1,7 +1,7 @@
 """The evaluation job: the best checkpoint of a run, or a baseline, on held-out users.
 
-In: a configuration. Out: metrics and sizes, also as files in the run folder (`evaluation/SPLIT.json`, and the metrics of
-each user as Parquet, so that two runs can be compared by a paired bootstrap).
+In: a configuration. Out: metrics and sizes, also as files in the run folder (`evaluation/SPLIT.json`, and the metrics
+of each user as Parquet, so that two runs can be compared by a paired bootstrap).
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ def open_best(config: Config, prepared: Prepared, ranks: Ranks) -> tuple[PackedT
     best = store.best()
     if best is None:
         raise RunFolderError(
-            f"The run in {folder.path} has no checkpoint.", cause="Train first.", setting="run.folder", value=folder.path
+            f"The run in {folder.path} has no checkpoint.",
+            cause="Train first.",
+            setting="run.folder",
+            value=config.run.folder,
         )
     start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
     table = make_table(config, prepared.items, start, ranks)

@@ -1,7 +1,7 @@
 """The export job: the best checkpoint of a run as files that need nothing of this project to be read.
 
-In: a configuration. Out: the folder of `format.py`. All ranks take part in the lookups; rank 0 writes, one block of rows
-in memory at a time.
+In: a configuration. Out: the folder of `format.py`. All ranks take part in the lookups; rank 0 writes, one block of
+rows in memory at a time.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 In: a CSR block of candidate rows. Out: user vectors, scores, and their gradients, at a cost of live entries × users.
 Why own functions: `embedding_bag` is the fastest forward product found, but its own backward is an order of magnitude
 slower than a sampled product for the values and a second `embedding_bag`, over the entries by column, for the users.
-User vectors are kept transposed ([D, B]), the way both products read them. Gathers are `index_select`: on a CPU it takes
-a third of the time of advanced indexing.
+User vectors are kept transposed ([D, B]), the way both products read them. Gathers are `index_select`: on a CPU it
+takes a third of the time of advanced indexing.
 
 Shapes: B users, C candidates, D columns, E live entries, L history positions, P pooled entries (live entries of the
 history positions, with repeats).
@@ -157,7 +157,8 @@ class CosineLoss(Function):
         bounded, hit_bounded, raw_bounded = (x if clip is None else x.clamp(-clip, clip) for x in (scores, hit, raw))
         length = torch.bincount(user, minlength=scores.shape[1]).to(scores.dtype)
         zeros = scores.new_zeros(scores.shape[1])
-        norm = column_squares(bounded).index_add(0, user, hit_bounded.square() - raw_bounded.square()).clamp_min(1e-12).sqrt()
+        squares = column_squares(bounded).index_add(0, user, hit_bounded.square() - raw_bounded.square())
+        norm = squares.clamp_min(1e-12).sqrt()
         inner = zeros.index_add(0, user, hit_bounded)
         cosine = inner / (norm * length.clamp_min(1.0).sqrt())
         ctx.save_for_backward(scores, hit, flat, user, norm, length, cosine)

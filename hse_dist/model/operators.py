@@ -2,7 +2,8 @@
 
 In: `SparseRows` or `DenseRows`. Out: `Operators` with `pool`, `score` and `own`; the model does not know which.
 
-Shapes: B users, C candidates, D columns, E live entries, L history positions, K columns in use (K = D unless compacted).
+Shapes: B users, C candidates, D columns, E live entries, L history positions, K columns in use (K = D, unless they are
+renumbered).
 """
 
 from __future__ import annotations

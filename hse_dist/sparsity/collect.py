@@ -41,13 +41,13 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     assert isinstance(operators, SparseOperators)
     users = _matrix(torch.cat(activations.u_kb, 1).detach())
     grad_u, weighted = _gradients(activations.u_kb), _gradients(activations.scores_cb)
-    scale = torch.ones_like(weighted[:, 0]) if operators.norms is None else 1.0 / operators.norms.detach()
+    scale = weighted.new_ones(len(weighted)) if operators.norms is None else 1.0 / operators.norms.detach()
     if operators.gains is not None:
         weighted = weighted * operators.gains.detach()[:, None]
-    histories = _Histories(activations.positions, activations.user, len(weighted), grad_u.shape[1])
+    histories = _Histories(activations.positions, activations.user, len(weighted), grad_u)
     block = max(1, memory_bytes // (4 * 4 * max(1, operators.pattern.dims)))
     parts = []
-    for first in range(0, len(weighted), block):
+    for first in range(0, max(len(weighted), 1), block):
         last = min(first + block, len(weighted))
         gradient_ck = torch.mm(users, weighted[first:last].t()).t() + torch.mm(histories[first:last], grad_u.t())
         gradient_ck *= scale[first:last, None]
@@ -80,9 +80,9 @@ def _csr(matrix: Tensor) -> Tensor:
 class _Histories:
     """Xᵀ [C, B] with cheap slices of rows."""
 
-    def __init__(self, candidate: Tensor, user: Tensor, candidates: int, users: int) -> None:
+    def __init__(self, candidate: Tensor, user: Tensor, candidates: int, u_kb: Tensor) -> None:
         order = candidate.argsort(stable=True)
-        self.user, self.users = user[order], users
+        self.user, self.users, self.dtype = user[order], u_kb.shape[1], u_kb.dtype
         ends = torch.bincount(candidate, minlength=candidates).cumsum(0)
         self.offsets = torch.cat([ends.new_zeros(1), ends])
 
@@ -95,7 +95,7 @@ class _Histories:
             return torch.sparse_csr_tensor(
                 offsets - first,
                 user,
-                torch.ones(len(user), device=user.device),
+                torch.ones(len(user), dtype=self.dtype, device=user.device),
                 (rows.stop - rows.start, self.users),
                 check_invariants=False,
             )

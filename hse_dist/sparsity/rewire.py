@@ -189,7 +189,7 @@ def _grow(
     transport: Transport,
     settings: SparsitySettings,
 ) -> tuple[Ints, Ints]:
-    """The positions that grow, in canonical order: of each row the strongest that fit, of these the strongest of all."""
+    """What grows, in canonical order: of each row the strongest positions that fit, of these the strongest of all."""
     new = without(candidates.rows, candidates.columns, entries.rows, entries.columns, owned.dims)
     rows, columns = candidates.rows[new], candidates.columns[new]
     with _told(transport, plan.version):
@@ -203,7 +203,13 @@ def _grow(
 
 
 def _restore(
-    entries: Entries, dropped: Mask, back: Ints, first: int, plan: Plan, transport: Transport, settings: SparsitySettings
+    entries: Entries,
+    dropped: Mask,
+    back: Ints,
+    first: int,
+    plan: Plan,
+    transport: Transport,
+    settings: SparsitySettings,
 ) -> Mask:
     """Which of the dropped entries return, so that the count is what it was: the strongest, at most `back` a row."""
     lost = np.flatnonzero(dropped)

@@ -61,8 +61,8 @@ class SparsityServer:
         versions = {message.version for message in messages}
         if len(kinds) != 1 or versions != {self.version + 1}:
             raise ProtocolError(
-                f"Ranks disagree: messages {sorted(kind.__name__ for kind in kinds)} of versions {sorted(versions)} came, "
-                f"version {self.version + 1} is next.",
+                f"Ranks disagree: messages {sorted(kind.__name__ for kind in kinds)} of versions {sorted(versions)} "
+                f"came, version {self.version + 1} is next.",
                 cause="A rank restarted from another checkpoint, perhaps.",
             )
         first = messages[0]

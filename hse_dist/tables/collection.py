@@ -73,6 +73,7 @@ class PackedCollection(nn.Module):
 
     def gains_of(self, rows: Tensor) -> Tensor:
         """The gains of `rows`, float32 [C]: sign × magnitude, at least `MIN_GAIN` in size."""
+        assert self.gains is not None
         stored = _lookup(self.gains, rows)
         magnitude, sign = stored[:, 0], stored[:, 1]
         # straight through: the gradient of a magnitude below the limit still reaches it

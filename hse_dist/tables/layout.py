@@ -2,8 +2,8 @@
 
 In: the capacity of every row, in slots. Out: `RowLayout`, which turns rows into chunk ids.
 
-A TorchRec table has one width, rows have different lengths; so a row is a run of consecutive chunks of w slots, found by
-an offsets array of 8 bytes a row that every rank holds. Capacity is given once, at the start; a rewire moves live
+A TorchRec table has one width, rows have different lengths; so a row is a run of consecutive chunks of w slots, found
+by an offsets array of 8 bytes a row that every rank holds. Capacity is given once, at the start; a rewire moves live
 entries within it.
 
 Shapes: C candidates, N chunks of them, w slots a chunk.
@@ -57,7 +57,7 @@ class RowLayout:
         return np.diff(self.offsets[first : last + 1].cpu().numpy()) * self.width
 
     def chunks_of(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The chunk ids of `rows` [C], one row after the other: ids int64 [N], and row offsets into them int64 [C + 1]."""
+        """The chunk ids of `rows` [C], one row after the other, int64 [N]; and row offsets into them, int64 [C + 1]."""
         first = self.offsets[rows]
         counts = self.offsets[rows + 1] - first
         ends = counts.cumsum(0)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
+from torchrec import EmbeddingCollection
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.stats import NoopEmbeddingStats
@@ -65,13 +66,12 @@ def make_plan(module: nn.Module, sharders: list[Any], ranks: Ranks, sharding: st
     Raises:
         PlanError: the planner finds no placement.
     """
-    tables = [config.name for part in module.children() for config in part.embedding_configs()]
+    parts = [part for part in module.children() if isinstance(part, EmbeddingCollection)]
+    tables = [config.name for part in parts for config in part.embedding_configs()]
     constraint = ParameterConstraints(sharding_types=[sharding], compute_kernels=["fused"])
     logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
     planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=ranks.size, local_world_size=ranks.size, compute_device=ranks.device.type
-        ),
+        topology=Topology(world_size=ranks.size, local_world_size=ranks.size, compute_device=ranks.device.type),
         constraints=dict.fromkeys(tables, constraint),
         storage_reservation=FixedPercentageStorageReservation(0.15),
         stats=NoopEmbeddingStats(),

@@ -75,10 +75,9 @@ class _Pool:
                 missing = sorted(waiting.values())
                 self.close()
                 raise RuntimeError(f"No answer from rank(s) {missing} of {ranks} within {LIMIT_SECONDS:.0f} s.")
-            for pipe in ready:
-                rank = waiting.pop(pipe)
+            for rank in [waiting.pop(pipe) for pipe in ready]:
                 try:
-                    answers[rank], failure = pipe.recv()  # type: ignore[attr-defined]
+                    answers[rank], failure = self._workers[rank][1].recv()
                 except EOFError:
                     self.close()
                     raise RuntimeError(f"Rank {rank} of {ranks} died.") from None
@@ -124,7 +123,7 @@ def _serve(pipe: Connection) -> None:
 
 
 def _meet(ranks: Any) -> None:
-    """TorchRec's first model of a process asks rank 0 for a flag, later ones do not: all processes ask here together."""
+    """TorchRec's first model of a process asks rank 0 for a flag, later ones do not: here all ask together."""
     import torch.distributed as dist
     from torchrec.distributed.collective_utils import init_collective_validation
 

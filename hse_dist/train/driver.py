@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Config) -> dict[str, Any]:
-    """Train; the summary has `run`, `steps`, `seconds` (all of it), `resumed_from` and the validation of start and best.
+    """Train; the summary has `run`, `steps`, `seconds` (in all), `resumed_from` and the validation of start and best.
 
     Raises:
         HseError: settings, data, resources or workers are at fault.
@@ -60,9 +60,7 @@ def _check_resume(config: Config, folder: RunFolder) -> None:
             value="never",
         )
     if newest is None and config.run.resume == "must":
-        raise RunFolderError(
-            f"The run folder {folder.path} has no checkpoint.", setting="run.resume", value="must"
-        )
+        raise RunFolderError(f"The run folder {folder.path} has no checkpoint.", setting="run.resume", value="must")
 
 
 def _make_start(config: Config, folder: RunFolder) -> dict[str, Any]:

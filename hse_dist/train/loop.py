@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from hse_dist.checkpoint.store import Checkpoint, CheckpointStore
@@ -67,7 +68,8 @@ class Loop:
         if resumed is not None:
             self._resume(resumed)
         first = self.ranks.rank == 0
-        metrics = MetricsLog(self.folder.path, first=first, step=self.step)
+        # what a run wrote that did not come to its first checkpoint belongs to no run
+        metrics = MetricsLog(self.folder.path, first=first, step=self.step if resumed is not None else -1)
         try:
             if resumed is None:
                 self._validate(metrics)
@@ -108,21 +110,25 @@ class Loop:
                 self._log(metrics, progress)
             if rewires_at(self.config.sparsity.rewire, self.step, self.trainer.steps) and result.rewired:
                 self._log_rewire(metrics)
-            # the end of an epoch has its own checkpoint, after the validation
-            if settings.checkpoint_every and self.step % settings.checkpoint_every == 0 and self.stream.blocks:
+            # a step that ends an epoch with a validation has its checkpoint after that
+            if settings.checkpoint_every and self.step % settings.checkpoint_every == 0 and not self._validates():
                 self._save()
-        ended = self.stream.epoch_number
-        if ended % settings.evaluate_every == 0 or ended == settings.epochs:
+        if self._validates():
             self._validate(metrics)
             self._save()
             self.metric = None
 
+    def _validates(self) -> bool:
+        """Whether the step was the last of an epoch that ends with a validation."""
+        ended, settings = self.stream.epoch_number, self.config.train
+        return not self.stream.blocks and (ended % settings.evaluate_every == 0 or ended == settings.epochs)
+
     def _log(self, metrics: MetricsLog, progress: Progress) -> None:
-        mine = [self.totals.loss / self.totals.steps, float(self.totals.users), float(self.totals.wire_bytes)]
-        loss, users, wire_bytes = self.ranks.sum(torch.tensor(mine, dtype=torch.float64)).tolist()
+        mine = torch.tensor(astuple(self.totals), dtype=torch.float64)
+        loss, users, steps, wire_bytes = self.ranks.sum(mine).tolist()
         self.totals = Totals(wire_bytes=self.totals.wire_bytes)
         if self.ranks.rank == 0:
-            values = progress.line(self.step, loss / self.ranks.size, int(users), self.live, int(wire_bytes))
+            values = progress.line(self.step, loss / steps, int(users), self.live, int(wire_bytes))
             metrics.write("train", self.step, values)
 
     def _log_rewire(self, metrics: MetricsLog) -> None:
@@ -151,9 +157,9 @@ class Loop:
             "start_metric": self.start_metric,
             "best": self.best if self.best > float("-inf") else None,
             "worse": self.worse,
-            "wire_bytes": self.totals.wire_bytes,
         }
-        path = self.store.save(self.trainer.table.state_dict(), facts, self.ranks)
+        own = {**self.trainer.collector.state_dict(), "totals": np.array(astuple(self.totals))}
+        path = self.store.save(self.trainer.table.state_dict(), own, facts, self.ranks)
         if self.ranks.rank == 0:
             _write_journal(self.folder, server["journal"])
         self.report({"step": self.step, "valid": self.metric}, str(path))
@@ -164,9 +170,18 @@ class Loop:
         self.step, self.worse = facts["step"], facts["worse"]
         self.start_metric = facts["start_metric"]
         self.best = facts["best"] if facts["best"] is not None else float("-inf")
-        self.totals.wire_bytes = facts["wire_bytes"]
         self.trainer.version = facts["server"]["version"]
         self.stream.load_state_dict(facts["stream"])
+        for own in self.store.load_own(checkpoint, self.ranks):
+            self.trainer.collector.load_state_dict(own)
+            loss, users, steps, wire_bytes = own["totals"].tolist()
+            before = self.totals
+            self.totals = Totals(
+                before.loss + loss,
+                before.users + int(users),
+                before.steps + int(steps),
+                before.wire_bytes + int(wire_bytes),
+            )
 
 
 def _write_journal(folder: RunFolder, journal: list[dict[str, Any]]) -> None:

@@ -100,7 +100,9 @@ def test_gradcheck_of_each_function():
     scores = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     own = torch.randn(len(user), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: Pool.apply(v, entries, target, 7, 3), rows.values)
-    assert torch.autograd.gradcheck(lambda v, u: Score.apply(v, Pattern(rows.offsets, rows.columns, 7), u), (rows.values, u_db))
+    assert torch.autograd.gradcheck(
+        lambda v, u: Score.apply(v, Pattern(rows.offsets, rows.columns, 7), u), (rows.values, u_db)
+    )
     assert torch.autograd.gradcheck(lambda s, o: CosineLoss.apply(s, o, batch.positions, user, 2, None), (scores, own))
 
 
@@ -108,14 +110,20 @@ def test_gradcheck_of_each_function():
 @pytest.mark.parametrize("candidates", [0, 5])
 @pytest.mark.parametrize("compact_above", [1, 1000])
 def test_batch_without_interactions_has_zero_loss_and_gradient(users, candidates, compact_above):
-    rows = make_rows(np.random.default_rng(0), candidates, 8, gains=True) if candidates else SparseRows(
-        torch.zeros(1, dtype=torch.int64),
-        torch.zeros(0, dtype=torch.int64),
-        torch.zeros(0, requires_grad=True),
-        torch.zeros(0, requires_grad=True),
-        8,
+    rows = (
+        make_rows(np.random.default_rng(0), candidates, 8, gains=True)
+        if candidates
+        else SparseRows(
+            torch.zeros(1, dtype=torch.int64),
+            torch.zeros(0, dtype=torch.int64),
+            torch.zeros(0, requires_grad=True),
+            torch.zeros(0, requires_grad=True),
+            8,
+        )
     )
-    batch = Batch(torch.arange(candidates), torch.zeros(users + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    batch = Batch(
+        torch.arange(candidates), torch.zeros(users + 1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    )
     loss, _ = Autoencoder(ModelSettings(compact_above=compact_above)).loss(rows, batch, None)
     loss.backward()
     assert loss.item() == 0.0

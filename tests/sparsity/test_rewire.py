@@ -67,7 +67,9 @@ def make_candidates(rng, rows: int, dims: int, count: int, *, ties: bool) -> Can
     return Candidates(*merge(triples, np.arange(rows)))
 
 
-def run(rows: OwnedRows, bounds, candidates, config: SparsitySettings, gains, step=1) -> tuple[OwnedRows, SparsityServer]:
+def run(
+    rows: OwnedRows, bounds, candidates, config: SparsitySettings, gains, step=1
+) -> tuple[OwnedRows, SparsityServer]:
     """Rewire `rows` split at `bounds` over as many ranks."""
     ranks = len(bounds) - 1
     server = SparsityServer(config, 10, ranks)

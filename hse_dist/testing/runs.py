@@ -1,0 +1,84 @@
+"""Small runs for tests: a made-up log, prepared once, and configurations that train on it in seconds.
+
+In: a folder. Out: a `Config`, and what a run left behind, in a form that can be compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hse_dist.checkpoint.store import Checkpoint, CheckpointStore
+from hse_dist.config import Config, parse_config
+from hse_dist.ranks import Ranks
+from hse_dist.run_folder import RunFolder
+from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.tables import make_table
+
+TIMINGS = ("steps_per_second", "users_per_second", "eta_seconds")
+
+SMALL: dict[str, Any] = {
+    "data": {
+        "source": "synthetic",
+        "synthetic": {"users": 400, "items": 150, "mean_history": 14},
+        "users_per_row_group": 32,
+        "min_user_count": 3,
+    },
+    "tables": {"item": {"dims": 48, "live": 6, "chunk_width": 8}},
+    "model": {"row_norm": "unit"},
+    "sparsity": {"start": "random", "budget": {"ceiling": 16}, "rewire": {"interval": 6, "window": 3, "explore": 4}},
+    "train": {
+        "epochs": 3,
+        "batch_size": 32,
+        "negatives": 40,
+        "learning_rate": 0.3,
+        "warm_accumulator": 0.1,
+        "log_every": 4,
+    },
+    "cluster": {"workers": 0},
+}
+
+
+def small_config(folder: Path, data: Path, **changes: Any) -> Config:
+    """A run in `folder` on the prepared `data`; changes are dotted paths with "__" for a dot."""
+    raw = copy.deepcopy(SMALL)
+    raw["run"] = {"folder": str(folder)}
+    raw["data"]["folder"] = str(data)
+    for path, value in changes.items():
+        *sections, name = path.split("__")
+        table = raw
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[name] = value
+    return parse_config(raw, "of a test")
+
+
+def store_of(config: Config) -> CheckpointStore:
+    """The checkpoints of a run."""
+    return CheckpointStore(RunFolder(config).checkpoints, config.checkpoint.keep)
+
+
+def read_checkpoint(ranks: Ranks, config: Config, checkpoint: Checkpoint, rows: int) -> dict[str, np.ndarray]:
+    """Weights and optimizer state of this rank's shards by name; a collective call."""
+    start = StartFolder(RunFolder(config).start) if config.tables.item.kind == "packed" else None
+    state = make_table(config, rows, start, ranks).state_dict()
+    store_of(config).load(checkpoint, state)
+    tensors = {**state["model"]}
+    for name, parts in state["optimizer"].items():
+        tensors.update({f"{name}:{key}": tensor for key, tensor in parts.items()})
+    return {name: shard.tensor.numpy() for name, tensor in tensors.items() for shard in tensor.local_shards()}
+
+
+def metrics_of(config: Config) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl` without what depends on the clock."""
+    lines = (json.loads(line) for line in RunFolder(config).metrics.read_text(encoding="utf-8").splitlines())
+    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
+
+
+def journal_of(config: Config) -> list[dict[str, Any]]:
+    """The lines of `topology.jsonl`."""
+    return [json.loads(line) for line in RunFolder(config).journal.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,94 @@
+"""Small packed tables with known content, for tests on real ranks.
+
+In: a seed and a shape. Out: `Content`, the same on every rank, which a sharded table can be filled with and compared to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hse_dist.config import TrainSettings
+from hse_dist.ranks import Ranks
+from hse_dist.tables.block import SparseRows
+from hse_dist.tables.layout import RowLayout
+from hse_dist.tables.sharded import OwnedRows, PackedTable
+
+
+@dataclass(frozen=True)
+class Content:
+    """Rows of any length: columns int64 and values float32 a row, gains float32 [rows]."""
+
+    columns: list[np.ndarray]
+    values: list[np.ndarray]
+    gains: np.ndarray
+    dims: int
+    width: int
+
+    @classmethod
+    def random(
+        cls, seed: int, rows: int, dims: int, width: int, *, longest: int, long_rows: dict[int, int], ties: bool = False
+    ) -> Content:
+        """Rows of 1 to `longest` entries, but for those of `long_rows` (row → entries).
+
+        Args:
+            ties: values are −3, −2, −1, 1, 2 or 3, else normal.
+        """
+        rng = np.random.default_rng(seed)
+        lengths = rng.integers(1, longest + 1, rows)
+        for row, length in long_rows.items():
+            lengths[row] = length
+        columns = [rng.permutation(dims)[:n] for n in lengths]
+        values = [rng.choice([-3, -2, -1, 1, 2, 3], n) if ties else rng.normal(size=n) for n in lengths]
+        return cls(
+            columns, [v.astype(np.float32) for v in values], rng.normal(size=rows).astype(np.float32), dims, width
+        )
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(columns) for columns in self.columns])
+
+    @property
+    def layout(self) -> RowLayout:
+        return RowLayout.from_lengths(self.lengths, self.width)
+
+    def owned(self, first: int, last: int) -> OwnedRows:
+        """The rows first … last − 1 slot by slot, entries in the first slots of their row."""
+        bounds = self.layout.offsets.numpy()[first : last + 1] * self.width
+        bounds = bounds - bounds[0]
+        values, columns = np.zeros(bounds[-1], np.float32), np.full(bounds[-1], self.dims)
+        for row in range(first, last):
+            slots = bounds[row - first] + np.arange(len(self.columns[row]))
+            columns[slots], values[slots] = self.columns[row], self.values[row]
+        return OwnedRows(first, last, bounds, values, columns, self.dims)
+
+    def table(self, ranks: Ranks, sharding: str, settings: TrainSettings, *, with_gains: bool) -> PackedTable:
+        """A sharded table of this content; a collective call."""
+        table = PackedTable(self.layout, self.dims, ranks, settings, sharding, with_gains=with_gains)
+        table.set_gains(lambda first, last: self.gains[first:last])
+        table.put_back(self.owned(*table.row_ranges[ranks.rank]))
+        return table
+
+
+def read_all(table: PackedTable) -> SparseRows:
+    """Every row of the table, through its lookup; a collective call."""
+    with torch.no_grad():
+        rows = table.lookup(torch.arange(table.rows))
+    assert isinstance(rows, SparseRows)
+    return rows
+
+
+def join(parts: list[OwnedRows]) -> OwnedRows:
+    """The parts of all owners as one; ranks without rows may be among them."""
+    parts = sorted((part for part in parts if part.last > part.first), key=lambda part: part.first)
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return OwnedRows(
+        first=parts[0].first,
+        last=parts[-1].last,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        values=np.concatenate([part.values for part in parts]),
+        columns=np.concatenate([part.columns for part in parts]),
+        dims=parts[0].dims,
+    )
