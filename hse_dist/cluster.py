@@ -54,7 +54,7 @@ def connect(settings: ClusterSettings) -> Iterator[None]:
         ray.init(
             address=address or "local",
             logging_level=logging.WARNING,
-            runtime_env={"worker_process_setup_hook": "hse_dist.log.set_up_worker"},
+            runtime_env=_runtime_env(local=not address),
             **({} if address else local),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -67,6 +67,16 @@ def connect(settings: ClusterSettings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _runtime_env(*, local: bool) -> dict[str, Any]:
+    """What Ray's worker processes get: quiet logs, and on this machine the package that runs here."""
+    environment: dict[str, Any] = {"worker_process_setup_hook": "hse_dist.log.set_up_worker"}
+    if local:
+        # the hook is imported before Ray hands on the driver's own path
+        here = str(Path(__file__).resolve().parents[1])
+        environment["env_vars"] = {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
+    return environment
 
 
 def _check_resources(settings: ClusterSettings) -> None:

@@ -1,6 +1,6 @@
 """Small packed tables with known content, for tests on real ranks.
 
-In: a seed and a shape. Out: `Content`, the same on every rank, which a sharded table can be filled with and compared to.
+In: a seed and a shape. Out: `Content`, the same on every rank, that a sharded table is filled with and compared to.
 """
 
 from __future__ import annotations

@@ -40,8 +40,10 @@ def make_batch(rng: np.random.Generator, users: int) -> Batch:
     )
 
 
-def dense_gradient(rows: SparseRows, batch: Batch, seen: Activations, *, unit: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """∂loss/∂table at every position [C, D], from matrices of all candidates and users, and which positions are live."""
+def dense_gradient(
+    rows: SparseRows, batch: Batch, seen: Activations, *, unit: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """∂loss/∂table at every position [C, D], from matrices of all candidates and users; which positions are live."""
     users = len(batch.offsets) - 1
     row = torch.repeat_interleave(torch.arange(CANDIDATES), rows.offsets.diff())
     table = torch.zeros(CANDIDATES, rows.dims, dtype=torch.float64)
@@ -55,7 +57,7 @@ def dense_gradient(rows: SparseRows, batch: Batch, seen: Activations, *, unit: b
     shown[seen.user, seen.positions] = 1
     scores = (shown @ a @ a.t() - shown * a.square().sum(1)) * gains
     some = x.sum(1) > 0
-    loss = (2 - 2 * torch.nn.functional.cosine_similarity(scores[some], x[some], dim=1, eps=1e-12)).mean()
+    loss = (2 - 2 * torch.nn.functional.cosine_similarity(scores[some], x[some], dim=1, eps=1e-6)).mean()
     return torch.autograd.grad(loss, table)[0], live
 
 
@@ -72,15 +74,17 @@ def test_strongest_positions_equal_a_dense_autograd(norm, compact_above, dims, d
     loss.backward()
     candidate, column, gradient = strongest_positions(activations, EXPLORE, memory)
     expected, live = dense_gradient(rows, batch, activations, unit=norm == "unit")
-    torch.testing.assert_close(gradient, expected[candidate, column], atol=1e-11, rtol=1e-7)
+    # a user whose scores are all zero has a slope of 10⁶
+    bound = {"atol": 1e-12 * max(1.0, float(expected.abs().max())), "rtol": 1e-7}
+    torch.testing.assert_close(gradient, expected[candidate, column], **bound)
     assert not live[candidate, column].any()
     size = torch.where(live, 0.0, expected).abs()
     for row in range(CANDIDATES):
         best = size[row].topk(EXPLORE).values
         got = gradient[candidate == row].abs().sort(descending=True).values
         assert len(torch.unique(column[candidate == row])) == len(got) <= EXPLORE
-        torch.testing.assert_close(got, best[: len(got)], atol=1e-11, rtol=1e-7)
-        assert (best[len(got) :] < 1e-11).all(), "a position with a gradient was left out"
+        torch.testing.assert_close(got, best[: len(got)], **bound)
+        assert (best[len(got) :] <= bound["atol"]).all(), "a position with a gradient was left out"
 
 
 def test_sparse_and_dense_products_agree(monkeypatch):

@@ -11,43 +11,20 @@ from hse_dist.data.batch import Batch
 from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.ranks import Ranks
 from hse_dist.tables.block import SparseRows
-from hse_dist.tables.layout import RowLayout
-from hse_dist.tables.sharded import OwnedRows, PackedTable
+from hse_dist.tables.sharded import PackedTable
 from hse_dist.testing.ranks import run_ranks
+from hse_dist.testing.tables import Content, read_all
 
 ROWS, DIMS, WIDTH = 23, 40, 8
 RATE, GAIN_RATE, WARM = 0.1, 0.05, 0.3
-
-
-def content() -> tuple[np.ndarray, np.ndarray, list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Lengths, offsets of slots, columns and values of each row, gains; one row is longer than a shard of four ranks."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 20, ROWS)
-    lengths[5], lengths[11] = 40, 40
-    columns = [rng.permutation(DIMS)[:n] for n in lengths]
-    values = [rng.normal(size=n).astype(np.float32) for n in lengths]
-    return lengths, RowLayout.from_lengths(lengths, WIDTH).offsets.numpy() * WIDTH, columns, values, rng.normal(size=ROWS)
+# one row is longer than a shard of four ranks
+CONTENT = Content.random(0, ROWS, DIMS, WIDTH, longest=19, long_rows={5: 40, 11: 40})
+PLACES = [(1, "row_wise"), (1, "table_wise"), (2, "row_wise"), (2, "table_wise"), (4, "row_wise"), (4, "table_wise")]
 
 
 def make_table(ranks: Ranks, sharding: str) -> PackedTable:
-    lengths, offsets, columns, values, gains = content()
     settings = TrainSettings(learning_rate=RATE, gain_learning_rate=GAIN_RATE, warm_accumulator=WARM)
-    layout = RowLayout.from_lengths(lengths, WIDTH)
-    table = PackedTable(layout, DIMS, ranks, settings, sharding, with_gains=True)
-    table.set_gains(lambda first, last: gains[first:last].astype(np.float32))
-    first, last = table.row_ranges[ranks.rank]
-    bounds = offsets[first : last + 1] - offsets[first]
-    owned = OwnedRows(first, last, bounds, np.zeros(bounds[-1], np.float32), np.full(bounds[-1], DIMS), DIMS)
-    for row in range(first, last):
-        slots = bounds[row - first] + np.arange(lengths[row])
-        owned.columns[slots], owned.values[slots] = columns[row], values[row]
-    table.put_back(owned)
-    return table
-
-
-def read_all(table: PackedTable) -> SparseRows:
-    with torch.no_grad():
-        return table.lookup(torch.arange(ROWS))
+    return CONTENT.table(ranks, sharding, settings, with_gains=True)
 
 
 def look_up_and_own(ranks: Ranks, sharding: str):
@@ -65,9 +42,9 @@ def look_up_and_own(ranks: Ranks, sharding: str):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("ranks", "sharding"), [(1, "row_wise"), (2, "table_wise"), (4, "row_wise")])
+@pytest.mark.parametrize(("ranks", "sharding"), PLACES)
 def test_every_rank_reads_all_rows_and_owns_its_own(ranks, sharding):
-    lengths, _, columns, values, gains = content()
+    lengths, columns, values, gains = CONTENT.lengths, CONTENT.columns, CONTENT.values, CONTENT.gains
     answers = run_ranks(look_up_and_own, ranks, sharding)
     for (offsets, got_columns, got_values, got_gains), picked, _, live, _, _ in answers:
         assert np.array_equal(np.diff(offsets), lengths) and live == lengths.sum()
@@ -78,11 +55,13 @@ def test_every_rank_reads_all_rows_and_owns_its_own(ranks, sharding):
     owned = [answer[2] for answer in answers]
     assert sorted(row for first, last, *_ in owned for row in range(first, last)) == list(range(ROWS))
     for (first, last, slot_columns, slot_values), own_gains in zip(owned, (a[5] for a in answers), strict=True):
-        assert np.array_equal(slot_columns[slot_columns < DIMS], np.concatenate([*columns[first:last], np.empty(0, int)]))
+        assert np.array_equal(
+            slot_columns[slot_columns < DIMS], np.concatenate([*columns[first:last], np.empty(0, int)])
+        )
         assert np.array_equal(slot_values[slot_columns < DIMS], np.concatenate([*values[first:last], np.empty(0)]))
         np.testing.assert_allclose(own_gains, gains[first:last], rtol=1e-6)
     if (ranks, sharding) == (4, "row_wise"):
-        offsets = RowLayout.from_lengths(lengths, WIDTH).offsets.numpy()
+        offsets = CONTENT.layout.offsets.numpy()
         assert any(first not in offsets for first, _ in answers[0][4]), "no row straddles a shard boundary"
 
 
@@ -111,12 +90,15 @@ def one_step(ranks: Ranks, sharding: str, norm: str):
 
 
 def reference_step(ranks: int, norm: str) -> tuple[np.ndarray, np.ndarray]:
-    """All rank batches with their own candidates, gradients averaged, one row-wise Adagrad update; float64, dense rows."""
-    lengths, slots, columns, values, gains = content()
+    """All rank batches with their own candidates, gradients averaged, one row-wise Adagrad update; float64, dense."""
+    columns, values, gains = CONTENT.columns, CONTENT.values, CONTENT.gains
     leaves = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in values]
-    gain = torch.tensor(gains.astype(np.float32), dtype=torch.float64, requires_grad=True)
+    gain = torch.tensor(gains, dtype=torch.float64, requires_grad=True)
     dense = torch.stack(
-        [torch.zeros(DIMS, dtype=torch.float64).index_put((torch.tensor(c),), v) for c, v in zip(columns, leaves)]
+        [
+            torch.zeros(DIMS, dtype=torch.float64).index_put((torch.tensor(c),), v)
+            for c, v in zip(columns, leaves, strict=True)
+        ]
     )
     if norm == "unit":
         dense = dense / dense.norm(dim=1, keepdim=True)
@@ -147,12 +129,12 @@ def reference_step(ranks: int, norm: str) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("norm", ["unit", "free"])
-@pytest.mark.parametrize(("ranks", "sharding"), [(1, "row_wise"), (2, "table_wise"), (2, "row_wise"), (4, "row_wise")])
+@pytest.mark.parametrize(("ranks", "sharding"), PLACES)
 def test_one_step_equals_the_slow_reference(ranks, sharding, norm):
     values, gains = reference_step(ranks, norm)
-    before = np.concatenate(content()[3])
+    before = np.concatenate(CONTENT.values)
     for got_values, got_columns, got_gains in run_ranks(one_step, ranks, sharding, norm):
         np.testing.assert_allclose(got_values, values, atol=1e-5)
         np.testing.assert_allclose(got_gains, gains, atol=1e-5)
-        assert np.array_equal(got_columns, np.concatenate(content()[2]))
+        assert np.array_equal(got_columns, np.concatenate(CONTENT.columns))
         assert np.abs(got_values - before).max() > 1e-3
