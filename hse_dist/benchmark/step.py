@@ -39,6 +39,7 @@ def benchmark_step(
     users: int = 512,
     history: int = 60,
     rows: int = 200_000,
+    chunk_width: int = 32,
     repeats: int = 7,
     threads: int | None = None,
     device: str = "cpu",
@@ -47,7 +48,7 @@ def benchmark_step(
 
     Args:
         candidates: C, rows looked up a step. live: k, live entries a row. dims: D. users: B. history: mean items a
-            user. rows: of the table.
+            user. rows: of the table. chunk_width: w, slots a chunk of the packed table.
 
     Returns:
         `milliseconds` of each table (median, lowest, highest), `speedup_vs_dense_equal_dim`,
@@ -56,11 +57,12 @@ def benchmark_step(
     threads = threads or os.cpu_count() or 1
     prepare_process(ClusterSettings(cpus_per_worker=threads))
     shape = {"candidates": candidates, "live": live, "dims": dims, "users": users, "history": history, "rows": rows}
+    shape["chunk_width"] = chunk_width
     with process_group(0, 1, free_address(), torch.device(device), 600.0) as ranks:
         batch = make_batch(candidates, users, history, rows, ranks.device)
         settings = TrainSettings(learning_rate=0.01, warm_accumulator=1.0)
         steps = {
-            "packed": _step(packed_table(rows, dims, live, ranks, settings), batch),
+            "packed": _step(packed_table(rows, dims, live, chunk_width, ranks, settings), batch),
             "dense_equal_dim": _dense_step(rows, dims, batch, ranks, settings),
             "dense_equal_bytes": _dense_step(rows, 2 * live, batch, ranks, settings),
         }
@@ -90,9 +92,11 @@ def make_batch(candidates: int, users: int, history: int, rows: int, device: tor
     return Batch(*(torch.from_numpy(part.astype(np.int64)).to(device) for part in parts))
 
 
-def packed_table(rows: int, dims: int, live: int, ranks: Ranks, settings: TrainSettings) -> PackedTable:
+def packed_table(
+    rows: int, dims: int, live: int, chunk_width: int, ranks: Ranks, settings: TrainSettings
+) -> PackedTable:
     """A table of `live` random entries a row."""
-    layout = RowLayout.from_lengths(np.full(rows, live), 16)
+    layout = RowLayout.from_lengths(np.full(rows, live), chunk_width)
     table = PackedTable(layout, dims, ranks, settings, "row_wise", with_gains=False)
     first, last = table.row_ranges[ranks.rank]
     offsets = (layout.offsets[first : last + 1].numpy() - int(layout.offsets[first])) * layout.width

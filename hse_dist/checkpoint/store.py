@@ -60,7 +60,7 @@ class CheckpointStore:
             RunFolderError: one cannot be read, or was written by another format of this project.
         """
         found = []
-        for path in sorted(self.folder.glob("step-*")):
+        for path in self.folder.glob("step-*"):
             try:
                 facts = read_json(path / FACTS, "checkpoint's facts")
             except DataError as error:
@@ -69,11 +69,11 @@ class CheckpointStore:
             if there != FORMAT:
                 raise RunFolderError(f"The checkpoint {path} has format {there}, not {FORMAT}.")
             found.append(Checkpoint(path, facts))
-        return found
+        return sorted(found, key=lambda one: one.step)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint."""
-        return max(self.all(), key=lambda one: one.step, default=None)
+        return next(reversed(self.all()), None)
 
     def best(self) -> Checkpoint | None:
         """The checkpoint with the best validation; of equal ones the earliest. Without validation: the newest."""
@@ -128,7 +128,7 @@ class CheckpointStore:
         found = []
         with _readable_errors(f"The checkpoint {checkpoint.folder} cannot be read"):
             for file in files:
-                with np.load(file) as arrays:
+                with file.open("rb") as opened, np.load(opened) as arrays:
                     found.append(dict(arrays))
         return found
 
@@ -147,6 +147,6 @@ def _readable_errors(what: str) -> Iterator[None]:
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", UserWarning)
             yield
-    # the first is no subclass of Exception; the last two are NumPy's words for a damaged file
-    except (dcp.api.CheckpointException, OSError, ValueError, zipfile.BadZipFile) as error:
+    # the first is no subclass of Exception; the last three are NumPy's words for a damaged file
+    except (dcp.api.CheckpointException, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise RunFolderError(f"{what}: {error}") from None

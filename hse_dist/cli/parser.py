@@ -109,6 +109,7 @@ def _add_benchmark(jobs: Jobs) -> None:
         ("users", 512, "B, users of a batch"),
         ("history", 60, "mean history of a user"),
         ("rows", 200_000, "rows of the tables"),
+        ("chunk-width", 32, "w, slots a chunk of the packed table"),
         ("repeats", 7, "steps measured; the median counts"),
         ("threads", None, "threads of arithmetic (default: all cores)"),
     ):

@@ -88,28 +88,32 @@ class Autoencoder:
         users, trained = len(lengths), max(int((lengths > 0).sum()), 1)
         user = torch.repeat_interleave(torch.arange(users, device=lengths.device), lengths)
         seen = self._seen(batch.positions, generator)
-        pooled = batch.positions[seen]
+        pooled, owner = (batch.positions, user) if seen is None else (batch.positions[seen], user[seen])
         operators = self.operators(rows, self._kept_columns(rows, None if collect else pooled))
-        activations = Activations(operators, [], [], pooled, user[seen])
+        activations = Activations(operators, [], [], pooled, owner)
         losses = []
         for first in range(0, max(users, 1), operators.user_block):
             last = min(first + operators.user_block, users)
             part = slice(int(batch.offsets[first]), int(batch.offsets[last]))
-            positions, owner, kept = batch.positions[part], user[part] - first, seen[part]
-            u_kb = operators.pool(positions[kept], owner[kept], last - first)
+            positions, owner = batch.positions[part], user[part] - first
+            own = operators.own(positions)
+            if seen is None:
+                u_kb = operators.pool(positions, owner, last - first)
+            else:
+                u_kb = operators.pool(positions[seen[part]], owner[seen[part]], last - first)
+                own = own * seen[part]  # a hidden item contributes nothing to its own score
             scores_cb = operators.score(u_kb)
             if collect:
                 u_kb.retain_grad()
                 scores_cb.retain_grad()
                 activations.u_kb.append(u_kb)
                 activations.scores_cb.append(scores_cb)
-            own = operators.own(positions) * kept  # a hidden item contributes nothing to its own score
             losses.append(CosineLoss.apply(scores_cb, own, positions, owner, trained, self.settings.score_clip))
         return torch.stack(losses).sum(), activations
 
-    def _seen(self, positions: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Which history positions the input shows, bool [L]."""
+    def _seen(self, positions: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        """Which history positions the input shows, bool [L]; None: all of them."""
         if generator is None or self.settings.input_dropout == 0.0:
-            return torch.ones_like(positions, dtype=torch.bool)
+            return None
         drawn = torch.rand(len(positions), generator=generator).to(positions.device)
         return drawn >= self.settings.input_dropout

@@ -33,8 +33,8 @@ def expand_rows(offsets: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     counts = offsets[positions + 1] - first
     starts = counts.cumsum(0) - counts
     total = int(starts[-1] + counts[-1]) if len(positions) else 0
-    entries = torch.arange(total, device=offsets.device) + torch.repeat_interleave(first - starts, counts)
-    return entries, counts
+    entries = torch.repeat_interleave(first - starts, counts, output_size=total)
+    return entries.add_(torch.arange(total, device=offsets.device)), counts
 
 
 class Pool(Function):
@@ -66,6 +66,7 @@ class Pattern:
     def __init__(self, offsets: Tensor, columns: Tensor, dims: int) -> None:
         self.offsets, self.columns, self.dims = offsets, columns, dims
         self.candidates = len(offsets) - 1
+        self._ordered: tuple[Tensor, Tensor] | None = None
         self.rows = torch.repeat_interleave(torch.arange(self.candidates, device=offsets.device), offsets.diff())
 
     @cached_property
@@ -76,6 +77,13 @@ class Pattern:
         order = keys.argsort(stable=True)
         ends = torch.bincount(self.columns, minlength=self.dims).cumsum(0)
         return self.rows.index_select(0, order), order, torch.cat([ends.new_zeros(1), ends])
+
+    def values_by_column(self, values: Tensor) -> Tensor:
+        """`values` [E] by column; kept for the next block of users, which has the same values."""
+        # autograd hands the same memory out as a new tensor each time
+        if self._ordered is None or self._ordered[0].data_ptr() != values.data_ptr():
+            self._ordered = (values, values.index_select(0, self.by_column[1]))
+        return self._ordered[1]
 
     def row_sums(self, per_entry: Tensor) -> Tensor:
         """The sum of `per_entry` [E] over each row, [C]."""
@@ -97,8 +105,8 @@ class Score(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, u_db = ctx.saved_tensors
         pattern, grad = ctx.pattern, grad.contiguous()
-        rows, order, offsets = pattern.by_column
-        grad_u = weighted_sums(rows, offsets, values.index_select(0, order), grad)
+        rows, _, offsets = pattern.by_column
+        grad_u = weighted_sums(rows, offsets, pattern.values_by_column(values), grad)
         return sampled_products(pattern, grad, u_db), None, grad_u
 
 

@@ -17,6 +17,10 @@ from hse_dist.model.kernels import Pattern, Pool, Score, expand_rows
 from hse_dist.tables.block import DenseRows, SparseRows
 
 
+SMALLEST = 1e-12
+"""A row that is shorter is not scaled to length 1."""
+
+
 class Operators(Protocol):
     """Pooling and scoring with the rows of one batch's candidates.
 
@@ -67,11 +71,13 @@ class SparseOperators:
             padded = torch.cat([kept_columns, kept_columns.new_full((1,), -1)])
             columns, dims = torch.where(padded[place] == columns, place, spare), spare + 1
         self.pattern = Pattern(rows.offsets, columns, dims)
-        self.values = rows.values
         if unit:
-            self.norms = self.pattern.row_sums(rows.values.square()).clamp_min(1e-24).sqrt()
+            self.norms = self.pattern.row_sums(rows.values.square()).clamp_min(SMALLEST**2).sqrt()
             self.values = rows.values / self.norms.index_select(0, self.pattern.rows)
-        self.squares = self.pattern.row_sums(self.values.square())
+            self.squares = (self.norms > SMALLEST).to(self.values.dtype)  # length 1, but for a row of zeros
+        else:
+            self.values = rows.values
+            self.squares = self.pattern.row_sums(self.values.square())
         self.weights = self.values
         if rows.gains is not None:
             self.squares = self.squares * rows.gains

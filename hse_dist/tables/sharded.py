@@ -100,16 +100,15 @@ class ShardedTable:
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimizer state, sharded, for torch.distributed.checkpoint; the tensors are the live ones."""
         optimizer = self.module.fused_optimizer.state_dict()["state"]
-        return {
-            "model": self.module.state_dict(),
-            "optimizer": {name: state for name, state in optimizer.items() if state},
-        }
+        states = {name: state for name, state in optimizer.items() if state}
+        # an empty dictionary would be an entry that ranks with a state do not have
+        return {"model": self.module.state_dict(), **({"optimizer": states} if states else {})}
 
     def _local(self, name: str) -> Tensor:
         """This rank's shard of the collection `name`, [n, width]; empty where it holds none."""
         (weight,) = (value for key, value in self.module.state_dict().items() if key.startswith(f"{name}."))
         shards = weight.local_shards()
-        return shards[0].tensor if shards else torch.empty(0, weight.size(1), device=self.ranks.device)
+        return shards[0].tensor if shards else torch.empty(0, weight.metadata().size[1], device=self.ranks.device)
 
     def local_values(self) -> Tensor:
         """This rank's shard of the values: float32 [chunks, w], or [rows, D] of a dense table."""

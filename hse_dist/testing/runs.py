@@ -68,7 +68,7 @@ def read_checkpoint(ranks: Ranks, config: Config, checkpoint: Checkpoint, rows: 
     state = make_table(config, rows, start, ranks).state_dict()
     store_of(config).load(checkpoint, state)
     tensors = {**state["model"]}
-    for name, parts in state["optimizer"].items():
+    for name, parts in state.get("optimizer", {}).items():
         tensors.update({f"{name}:{key}": tensor for key, tensor in parts.items()})
     return {name: shard.tensor.numpy() for name, tensor in tensors.items() for shard in tensor.local_shards()}
 

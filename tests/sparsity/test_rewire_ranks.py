@@ -24,7 +24,7 @@ from hse_dist.train.step import Trainer
 
 ROWS, DIMS, WIDTH, STEPS = 37, 400, 8, 10
 # one row lies on three shards of four ranks, one is at its ceiling
-LONG_ROWS = {15: 390, 7: 17, 20: 150, 30: 48}
+LONG_ROWS = {15: 390, 7: 17, 24: 150, 30: 48}
 CASES: dict[str, dict[str, Any]] = {
     "global": {"budget": {"floor": 2, "ceiling": 48}, "rewire": {"drop_fraction": 0.4}},
     "ties": {"budget": {"floor": 1, "ceiling": 400}, "rewire": {"drop_fraction": 0.5}},
@@ -129,7 +129,7 @@ def test_every_rewire_moves_entries_and_keeps_its_promises(case):
         assert now.sum() == was.sum() == start.lengths.sum() == answers[0][case][3]
         entry = answers[0][case][1]["journal"][step]
         assert entry["live"] == now.sum() and entry["dropped"] == entry["grown"] + entry["restored"] > 0
-        assert entry["grown"] == (now & (~was | (after.columns != before.columns))).sum() > 20
+        assert entry["grown"] == (now & (~was | (after.columns != before.columns))).sum() > 10
         positions = rows[now] * DIMS + after.columns[now]
         assert len(np.unique(positions)) == len(positions), "a column occurs twice in a row"
         assert (after.values[~now] == 0).all() and (after.columns[~now] == DIMS).all()

@@ -1,0 +1,153 @@
+"""Ranks, here threads, that talk to the real SparsityServer actor: its decisions, its waits and its refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from hse_dist.config import BudgetSettings, RewireSettings, SparsitySettings
+from hse_dist.errors import MissingRanksError, NumericError, ProtocolError
+from hse_dist.sparsity.actor import RayTransport, start_server
+from hse_dist.sparsity.client import Transport
+from hse_dist.sparsity.growth import Triples, merge
+from hse_dist.sparsity.messages import Message, Open
+from hse_dist.sparsity.rewire import Candidates, rewire
+from hse_dist.sparsity.server import SparsityServer
+from hse_dist.tables.sharded import OwnedRows
+from hse_dist.testing.tables import Content, join
+
+pytestmark = pytest.mark.ray
+
+SETTINGS = SparsitySettings(budget=BudgetSettings(floor=2, ceiling=24), rewire=RewireSettings(drop_fraction=0.5))
+ROWS, SPLIT, STEPS, LIMIT = 12, 5, 10, 20.0
+CONTENT = Content.random(2, ROWS, 60, 8, longest=20, long_rows={})
+START: dict[str, Any] = {"version": 0, "journal": [{"version": 0, "start": "random"}]}
+
+
+class Direct:
+    """A server in this process, for one rank."""
+
+    def __init__(self, server: SparsityServer) -> None:
+        self.server = server
+
+    def ask(self, message: Message) -> Any:
+        return self.server.decide([message])[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.server.state_dict()
+
+
+class Twice(RayTransport):
+    """Sends every message twice, as a retry after a lost reply does."""
+
+    def ask(self, message: Message) -> Any:
+        first = super().ask(message)
+        self.sequence -= 1
+        again = super().ask(message)
+        assert repr(first) == repr(again)
+        return again
+
+
+@pytest.fixture
+def actor(shared_ray: None) -> Iterator[Any]:
+    handle = start_server(SETTINGS, "settings", f"server-{np.random.default_rng().integers(2**40)}")
+    yield handle
+    ray.kill(handle)
+
+
+def connect(actor: Any, kind: type[RayTransport] = RayTransport, attempt: str = "first", **state: Any) -> list[Any]:
+    """Two ranks' transports of a worker group that has joined."""
+    transports = [kind(actor, attempt, rank, LIMIT) for rank in range(2)]
+    for transport in transports:
+        transport.join(2, STEPS, "settings", {**START, **state})
+    return transports
+
+
+def work(transport: Transport, first: int, last: int, versions: int, change: Callable[[OwnedRows], None]) -> OwnedRows:
+    """Rewire the rows first … last − 1 `versions` times."""
+    owned = CONTENT.owned(first, last)
+    change(owned)
+    for version in range(versions):
+        rng = np.random.default_rng(version)
+        triples = Triples(rng.integers(0, ROWS, 200), rng.integers(0, 60, 200), rng.normal(size=200).astype(np.float32))
+        rows, columns, scores = merge(triples, np.arange(ROWS))
+        mine = (rows >= first) & (rows < last)
+        seen = Candidates(rows[mine], columns[mine], scores[mine])
+        assert version + 1 == rewire(
+            owned, CONTENT.gains[first:last], seen, transport, SETTINGS, version=version, step=version + 1, seed=0
+        )
+        owned.values[owned.live & (owned.values == 0)] = 0.5
+    return owned
+
+
+def on_two_ranks(
+    transports: list[Any], versions: int, change: Callable[[OwnedRows], None] = lambda owned: None
+) -> list[Any]:
+    """What `work` returned or raised on both ranks."""
+    with ThreadPoolExecutor(2) as pool:
+        bounds = [(0, SPLIT), (SPLIT, ROWS)]
+        futures = [
+            pool.submit(work, one, *ends, versions, change) for one, ends in zip(transports, bounds, strict=True)
+        ]
+        return [future.exception() or future.result() for future in futures]
+
+
+@pytest.mark.parametrize("kind", [RayTransport, Twice])
+def test_decisions_equal_those_in_one_process_even_if_messages_come_twice(actor, kind):
+    server = SparsityServer(SETTINGS, STEPS, 1)
+    server.load_state_dict(START)
+    expected = work(Direct(server), 0, ROWS, 3, lambda owned: None)
+    transports = connect(actor, kind)
+    got = join(on_two_ranks(transports, 3))
+    assert np.array_equal(got.columns, expected.columns) and got.values.tobytes() == expected.values.tobytes()
+    assert not np.array_equal(expected.columns, CONTENT.owned(0, ROWS).columns)
+    assert transports[0].state_dict() == server.state_dict()
+    assert len(server.journal) == 4 and server.version == 3
+
+
+def test_a_wait_ends_at_its_limit_and_names_the_missing_rank(actor):
+    transports = connect(actor)
+    transports[1].limit = 0.3
+    with pytest.raises(MissingRanksError, match=r"waited 0 s for rank\(s\) 0\..*cluster.timeout_seconds"):
+        transports[1].ask(Open(1, 1, 0, 10, 5))
+
+
+def test_an_error_of_one_rank_reaches_both(actor):
+    def spoil(owned: OwnedRows) -> None:
+        if owned.first:
+            owned.values[0] = np.inf
+
+    told = on_two_ranks(connect(actor), 1, spoil)
+    assert [str(error).split(":")[0] for error in told] == [f"Table item, row {SPLIT}"] * 2
+    assert all(isinstance(error, NumericError) for error in told)
+
+
+def test_another_configuration_is_refused(actor):
+    with pytest.raises(ProtocolError, match="another configuration"):
+        RayTransport(actor, "first", 0, LIMIT).join(2, STEPS, "other settings", START)
+
+
+def test_a_new_worker_group_takes_over_with_its_state_and_the_old_one_is_refused(actor):
+    old = connect(actor)
+    on_two_ranks(old, 2)
+    assert old[0].state_dict()["version"] == 2
+    new = connect(actor, attempt="second")  # from a checkpoint before both rewires
+    with pytest.raises(ProtocolError, match="Rank 1 belongs to the worker group first, not to second"):
+        old[1].ask(Open(1, 1, 0, 10, 5))
+    old[0].sequence = 0
+    assert all(isinstance(rows, OwnedRows) for rows in on_two_ranks(new, 1))
+    state = new[1].state_dict()
+    assert state["version"] == 1 and [entry["version"] for entry in state["journal"]] == [0, 1]
+
+
+def test_a_rank_of_another_version_is_refused_on_both(actor):
+    transports = connect(actor)
+    with ThreadPoolExecutor(2) as pool:
+        messages = [Open(1, 1, 0, 10, 5), Open(2, 1, SPLIT, 10, 5)]
+        told = [pool.submit(one.ask, message) for one, message in zip(transports, messages, strict=True)]
+        assert all("versions [1, 2] came, version 1 is next" in str(future.exception()) for future in told)
