@@ -16,7 +16,8 @@ from hse_dist.files import new_file, read_json
 
 FREE = (
     "cluster.",
-    "evaluate.",
+    "evaluate.users",
+    "evaluate.items",
     "export.",
     "checkpoint.",
     "run.folder",
@@ -44,12 +45,12 @@ class RunFolder:
         self.export = Path(config.export.folder) if config.export.folder else self.path / "export"
 
     def claim(self) -> None:
-        """Make the folder, or check that it belongs to this configuration.
+        """Make the folder, or check that it belongs to this configuration; without a checkpoint it belongs to nobody.
 
         Raises:
             RunFolderError: it belongs to another one (names the settings), or cannot be written.
         """
-        if self.settings.exists():
+        if self.settings.exists() and any(self.checkpoints.glob("step-*")):
             self.check()
             return
         try:
