@@ -2,29 +2,36 @@
 
 In: a configuration, and a function of the ranks. Out: what rank 0 returned. Ray Train owns the workers, their process
 group and their restarts; with `cluster.workers = 0` the same function runs here, on a gloo group of one.
+
+Ray Train restarts workers whatever they raised. An error that would come again at once (`LASTING`) is therefore written
+beside the result, and every later worker group of the job raises it before it does anything.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hse_dist import errors
 from hse_dist.config import ClusterSettings, Config
-from hse_dist.errors import HseError, ResourceError, TrainingError
+from hse_dist.errors import HseError, NumericError, PlanError, ResourceError, TrainingError, UserError
 from hse_dist.files import read_json, write_json
 from hse_dist.log import set_levels
 from hse_dist.ranks import Ranks, free_address, process_group
 from hse_dist.tasks import ray_is_running
 
 Work = Callable[[Ranks, dict[str, Any]], Any]
+LASTING = (UserError, NumericError, PlanError)
+"""Errors that a restart does not mend."""
 log = logging.getLogger(__name__)
 
 
@@ -33,8 +40,11 @@ def connect(settings: ClusterSettings) -> Iterator[None]:
     """A Ray cluster for the block if workers are asked for; one that was there before stays.
 
     Raises:
-        ResourceError: the cluster cannot be reached, or has less than the workers need.
+        ResourceError: the cluster cannot be reached, or has less than the workers need; or this process has no CUDA
+            device and is to use one.
     """
+    if settings.workers == 0:
+        usable_device(settings.device)
     if settings.workers == 0 or ray_is_running():
         if settings.workers:
             _check_resources(settings)
@@ -97,6 +107,22 @@ def _check_resources(settings: ClusterSettings) -> None:
         )
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of arithmetic in this process.
+
+    Raises:
+        ResourceError: there is none of this kind.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(
+            "There is no CUDA device that torch can use here.",
+            cause="Use the CPU, or a machine with a GPU, its driver and a torch built for CUDA.",
+            setting="cluster.device",
+            value=name,
+        )
+    return torch.device(name)
+
+
 def run_workers(work: Work, arguments: dict[str, Any], config: Config, name: str) -> Any:
     """`work(ranks, arguments)` on every rank; what rank 0 returned (JSON).
 
@@ -110,7 +136,7 @@ def run_workers(work: Work, arguments: dict[str, Any], config: Config, name: str
     """
     settings = config.cluster
     if settings.workers == 0:
-        device = torch.device(settings.device)
+        device = usable_device(settings.device)
         prepare_process(settings)
         with process_group(0, 1, free_address(), device, settings.timeout_seconds) as ranks:
             return work(ranks, arguments)
@@ -122,11 +148,13 @@ def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str
     from ray.train.torch import TorchConfig, TorchTrainer
 
     settings, folder = config.cluster, Path(config.run.folder).resolve()
-    result = folder / f".{name}.result.json"
+    result, failure = (folder / f".{name}.{kind}.json" for kind in ("result", "error"))
     result.unlink(missing_ok=True)
+    failure.unlink(missing_ok=True)
+    call = {"work": work, "arguments": arguments, "settings": settings, "result": result, "failure": failure}
     trainer = TorchTrainer(
         _ray_worker,
-        train_loop_config={"work": work, "arguments": arguments, "settings": settings, "result": str(result)},
+        train_loop_config=call,
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=settings.device == "cuda",
@@ -144,10 +172,12 @@ def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str
     try:
         trainer.fit()
     except Exception as error:
-        cause = _hse_error(error)
+        cause = _lasting_error(failure) or _hse_error(error)
         if cause is not None:
             raise cause from None
         raise TrainingError(f"The workers of {name} failed: {error}") from error
+    finally:
+        failure.unlink(missing_ok=True)
     return _take(result, name)
 
 
@@ -169,13 +199,37 @@ def _hse_error(error: BaseException) -> HseError | None:
     return None
 
 
+def _write_lasting_error(path: Path, error: HseError) -> None:
+    fields = {name: getattr(error, name) for name in ("what", "cause", "setting", "value")}
+    content = json.loads(json.dumps({"kind": type(error).__name__, **fields}, default=str))
+    # where this cannot be written, the worker's own exception tells it, after the restarts
+    with suppress(OSError):
+        write_json(path, content)
+
+
+def _lasting_error(path: Path) -> HseError | None:
+    """The error that a worker of this job wrote."""
+    if not path.exists():
+        return None
+    fields = read_json(path, "error of a worker")
+    kind: type[HseError] = getattr(errors, fields.pop("kind"))
+    return kind(**fields)
+
+
 def _ray_worker(call: dict[str, Any]) -> None:
     import torch.distributed as dist
 
+    earlier = _lasting_error(call["failure"])
+    if earlier is not None:
+        raise earlier
     settings: ClusterSettings = call["settings"]
     prepare_process(settings)
     ranks = Ranks(torch.device(settings.device))
-    answer = call["work"](ranks, call["arguments"])
+    try:
+        answer = call["work"](ranks, call["arguments"])
+    except LASTING as error:
+        _write_lasting_error(call["failure"], error)
+        raise
     dist.barrier()
     if ranks.rank == 0:
         write_json(call["result"], answer)

@@ -45,6 +45,19 @@ def _dims(value: Any) -> Any:
 Dims = Annotated[int | Literal["items"], BeforeValidator(_dims)]
 
 
+def _sharding(value: Any) -> Any:
+    if value == "column_wise":
+        raise ValueError(
+            "column_wise would put the slots of a chunk on different ranks, so that no rank could rewire a row; "
+            "use row_wise or table_wise"
+        )
+    return value
+
+
+# TorchRec knows this kind, so a user may well ask for it: the answer is a reason, not a list
+Sharding = Annotated[Literal["row_wise", "table_wise"], BeforeValidator(_sharding)]
+
+
 class Settings(BaseModel):
     """Base of every section: frozen, no unknown keys, docstrings under the fields."""
 
@@ -145,8 +158,10 @@ class TableSettings(Settings):
     """Mean live entries a row: the budget is live × rows."""
     chunk_width: Literal[8, 16, 32] = 16
     """Slots a chunk; a row is a run of chunks."""
-    sharding: Literal["row_wise", "table_wise"] = "row_wise"
+    sharding: Sharding = "row_wise"
     """How TorchRec spreads the table over the ranks."""
+    slack: NonNegativeFloat = 0.0
+    """Slots beyond those of the start, as a share of it: room for rows of a random start to grow at others' cost."""
     capacity_power: NonNegativeFloat = 0.0
     """Random start: row lengths follow count^power (0: all the same)."""
 

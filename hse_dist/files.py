@@ -1,11 +1,13 @@
 """Files that are either whole or not there.
 
 In: a final path. Out: a temporary path beside it that becomes the final one by a rename when the block ends well, and
-is removed when it does not. JSON is written with sorted keys, so that equal content is equal bytes.
+is removed when it does not. A folder goes as it came, by a rename: a kill while it is removed leaves a hidden name, not
+a part of it. JSON is written with sorted keys, so that equal content is equal bytes.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -40,11 +42,25 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        replace_folder(path, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(path: Path, new: Path | None) -> None:
+    """Put the folder `new`, or nothing, in the place of `path`.
+
+    What was there gets the hidden name `.NAME.PID.old` before it is removed; those that a kill left are removed too.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+        shutil.rmtree(left, ignore_errors=True)
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    # over a file or a link the rename of `new` fails, and it stays
+    if path.is_dir() and not path.is_symlink():
+        os.replace(path, old)
+    if new is not None:
+        os.replace(new, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: str | Path, content: Any) -> None:

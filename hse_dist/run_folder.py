@@ -7,12 +7,14 @@ change the result (cluster, blocks, exports) may differ between commands on one 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hse_dist.config import Config, dump_config
 from hse_dist.errors import RunFolderError
-from hse_dist.files import new_file, read_json
+from hse_dist.files import new_file, read_json, write_json
 
 FREE = (
     "cluster.",
@@ -34,30 +36,71 @@ FREE = (
 """Settings that may differ from those the run was made with."""
 
 
+class Data(Protocol):
+    """What a run remembers of its prepared histories."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs where the content does."""
+
+
 class RunFolder:
     """Paths of a run."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.path = config, Path(config.run.folder)
-        self.settings = self.path / "config.json"
+        self.settings, self.data = self.path / "config.json", self.path / "data.json"
         self.start, self.checkpoints = self.path / "start", self.path / "checkpoints"
         self.metrics, self.journal = self.path / "metrics.jsonl", self.path / "topology.jsonl"
         self.export = Path(config.export.folder) if config.export.folder else self.path / "export"
 
+    @property
+    def started(self) -> bool:
+        """Whether there is a run with a checkpoint; without one the folder belongs to nobody."""
+        return self.settings.exists() and any(self.checkpoints.glob("step-*"))
+
     def claim(self) -> None:
-        """Make the folder, or check that it belongs to this configuration; without a checkpoint it belongs to nobody.
+        """Make the folder, or check that it belongs to this configuration.
 
         Raises:
             RunFolderError: it belongs to another one (names the settings), or cannot be written.
         """
-        if self.settings.exists() and any(self.checkpoints.glob("step-*")):
+        if self.started:
             self.check()
             return
-        try:
-            with new_file(self.settings) as temporary:
-                temporary.write_text(dump_config(self.config), encoding="utf-8")
-        except OSError as error:
-            raise RunFolderError(f"The run folder {self.path} cannot be written: {error}.") from None
+        with self._writing(), new_file(self.settings) as temporary:
+            temporary.write_text(dump_config(self.config), encoding="utf-8")
+
+    def claim_data(self, data: Data) -> None:
+        """Remember the data of a run that has no checkpoint yet, or check that they are still the same.
+
+        Raises:
+            RunFolderError: the run was trained on other data, or the folder cannot be written.
+        """
+        if self.started:
+            self.check_data(data)
+            return
+        with self._writing():
+            write_json(self.data, {"fingerprint": data.fingerprint})
+
+    def check_data(self, data: Data) -> None:
+        """Check that the run was trained on these data; `data.folder` is free, as folders may be moved.
+
+        Raises:
+            RunFolderError: it was trained on other data, or does not say on which.
+        """
+        if not self.data.exists():
+            what = f"The run in {self.path} does not say which data it was trained on."
+        elif read_json(self.data, "record of the run's data").get("fingerprint") != data.fingerprint:
+            what = f"The run in {self.path} was trained on other data than these."
+        else:
+            return
+        raise RunFolderError(
+            what,
+            cause="Use the prepared folder that it was trained on, or train into another run.folder.",
+            setting="data.folder",
+            value=self.config.data.folder,
+        )
 
     def check(self) -> None:
         """Check that the folder holds a run of this configuration.
@@ -82,6 +125,13 @@ class RunFolder:
                 f"The run in {self.path} was made with other settings:\n{lines}\n"
                 "Use another run.folder, or the settings of that run."
             )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(f"The run folder {self.path} cannot be written: {error}.") from None
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One way to run independent pieces of work: as Ray tasks where Ray runs, else one after the other in this process.
 
 In: a picklable function and a list of its arguments. Out: the results in that order. A piece's `HseError` reaches the
-caller as it was raised; every other exception becomes a `TrainingError` with the piece's own words.
+caller as it was raised; every other exception becomes a `TrainingError` with the piece's own words. Once one piece has
+failed, or the wait was broken off, nobody wants the others: they are ended before the exception goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from hse_dist.errors import HseError, MissingRanksError, TrainingError
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+
+SECONDS_TO_END = 10.0
+"""Wait for tasks that were told to end."""
 
 
 def ray_is_running() -> bool:
@@ -46,19 +50,33 @@ def map_tasks(
     results: dict[int, Result] = {}
     running: dict[Any, int] = {}
     waiting = list(range(len(arguments)))[::-1]
-    while waiting or running:
-        while waiting and len(running) < at_a_time:
-            index = waiting.pop()
-            running[remote.remote(shared, arguments[index])] = index
-        done, _ = ray.wait(list(running), num_returns=1, timeout=timeout_seconds)
-        if not done:
-            names = ", ".join(f"{label} {i}" for i in sorted(running.values()))
-            raise MissingRanksError(
-                f"No {label} task finished within {timeout_seconds:.0f} s.", cause=f"Waiting for {names}."
-            )
-        index = running.pop(done[0])
-        results[index] = _result(done[0], f"{label} {index}")
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                index = waiting.pop()
+                running[remote.remote(shared, arguments[index])] = index
+            done, _ = ray.wait(list(running), num_returns=1, timeout=timeout_seconds)
+            if not done:
+                names = ", ".join(f"{label} {i}" for i in sorted(running.values()))
+                raise MissingRanksError(
+                    f"No {label} task finished within {timeout_seconds:.0f} s.", cause=f"Waiting for {names}."
+                )
+            index = running.pop(done[0])
+            results[index] = _result(done[0], f"{label} {index}")
+    except BaseException:
+        _end(list(running))
+        raise
     return [results[index] for index in range(len(arguments))]
+
+
+def _end(references: list[Any]) -> None:
+    """Kill the tasks; they must not go on to write into folders that the caller removes."""
+    import ray
+
+    for reference in references:
+        ray.cancel(reference, force=True)
+    if references:
+        ray.wait(references, num_returns=len(references), timeout=SECONDS_TO_END)
 
 
 def _call(function: Callable[[Argument], Result], argument: Argument) -> Result:

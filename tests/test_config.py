@@ -91,6 +91,13 @@ def test_one_wrong_value_is_one_mistake(raw, path):
     assert line.startswith(f"{path}: ")
 
 
+def test_column_wise_sharding_is_refused_with_the_reason():
+    [line] = mistakes({"tables": {"item": {"sharding": "column_wise"}}})
+    assert line.startswith("tables.item.sharding: column_wise would put the slots of a chunk on different ranks")
+    [line] = mistakes({"tables": {"item": {"sharding": "data_parallel"}}})
+    assert "'row_wise' or 'table_wise'" in line
+
+
 DENSE = {"item": {"kind": "dense", "dims": 64}}
 
 

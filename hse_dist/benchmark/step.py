@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hse_dist.cluster import prepare_process
+from hse_dist.cluster import prepare_process, usable_device
 from hse_dist.config import ClusterSettings, ModelSettings, TrainSettings
 from hse_dist.data.batch import Batch
 from hse_dist.model.autoencoder import Autoencoder
@@ -53,12 +53,16 @@ def benchmark_step(
     Returns:
         `milliseconds` of each table (median, lowest, highest), `speedup_vs_dense_equal_dim`,
         `time_vs_dense_equal_bytes`, the shape, cores and versions.
+
+    Raises:
+        ResourceError: there is no such device here.
     """
+    where = usable_device(device)
     threads = threads or os.cpu_count() or 1
     prepare_process(ClusterSettings(cpus_per_worker=threads))
     shape = {"candidates": candidates, "live": live, "dims": dims, "users": users, "history": history, "rows": rows}
     shape["chunk_width"] = chunk_width
-    with process_group(0, 1, free_address(), torch.device(device), 600.0) as ranks:
+    with process_group(0, 1, free_address(), where, 600.0) as ranks:
         batch = make_batch(candidates, users, history, rows, ranks.device)
         settings = TrainSettings(learning_rate=0.01, warm_accumulator=1.0)
         steps = {

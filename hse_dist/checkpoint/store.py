@@ -2,14 +2,14 @@
 
 In: the sharded state of a table, what each rank alone knows (growth candidates, running sums), and facts (step, data
 position, server journal, validation). Out: a folder that is there whole or not at all: ranks write into a temporary
-folder, rank 0 adds the facts and renames it.
+folder, rank 0 adds the facts and renames it; one that goes gets a hidden name first. What a kill left under a hidden
+name (`.step-…`) counts for nothing and is removed by the next save.
 torch.distributed.checkpoint does the sharding, so another number of ranks can load what this one wrote. Its `.metadata`
 file is a pickle: checkpoints are trusted input.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 import zipfile
@@ -23,10 +23,10 @@ import numpy as np
 import torch.distributed.checkpoint as dcp
 
 from hse_dist.errors import DataError, RunFolderError
-from hse_dist.files import read_json, write_json
+from hse_dist.files import read_json, replace_folder, write_json
 from hse_dist.ranks import Ranks
 
-FORMAT = 2
+FORMAT = 1
 FACTS = "facts.json"
 
 
@@ -94,7 +94,8 @@ class CheckpointStore:
         final = self.folder / f"step-{facts['step']:08d}"
         temporary = self.folder / f".step-{facts['step']:08d}.tmp"
         if ranks.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for left in self.folder.glob(".step-*"):
+                shutil.rmtree(left, ignore_errors=True)
         ranks.barrier()
         with _readable_errors(f"The checkpoint {final} cannot be written"):
             temporary.mkdir(parents=True, exist_ok=True)
@@ -103,8 +104,7 @@ class CheckpointStore:
             dcp.save(state, checkpoint_id=str(temporary))
             if ranks.rank == 0:
                 write_json(temporary / FACTS, {**facts, "format": FORMAT})
-                shutil.rmtree(final, ignore_errors=True)
-                os.replace(temporary, final)
+                replace_folder(final, temporary)
                 self._prune()
         ranks.barrier()
         return final
@@ -136,7 +136,7 @@ class CheckpointStore:
         best = self.best()
         for old in self.all()[: -self.keep]:
             if best is None or old.folder != best.folder:
-                shutil.rmtree(old.folder)
+                replace_folder(old.folder, None)
 
 
 @contextmanager

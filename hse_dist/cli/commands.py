@@ -46,12 +46,16 @@ def evaluate(words: Namespace) -> Result:
 
 def _evaluate_ease(config: Config, split: str) -> Result:
     from hse_dist.baselines.ease import evaluate_ease
-    from hse_dist.data.prepared import Prepared
+    from hse_dist.data.prepare import open_prepared
     from hse_dist.evaluate.metrics import write_users
+    from hse_dist.run_folder import RunFolder
 
-    prepared = Prepared(config.data.folder)
+    prepared, folder = open_prepared(config), RunFolder(config)
+    if folder.started:
+        # its metrics lie beside those of the run, to be compared user by user
+        folder.check_data(prepared)
     result, users = evaluate_ease(prepared, split, users=config.evaluate.users)
-    write_users(Path(config.run.folder) / "evaluation" / f"ease-{split}-users.parquet", users)
+    write_users(folder.path / "evaluation" / f"ease-{split}-users.parquet", users)
     return {"baseline": "ease", "split": split, "seed": config.data.split.seed, **result}
 
 

@@ -6,6 +6,7 @@ functions decide (`select`, `targets`), `HistoryWriter` writes. All decisions fo
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,9 +182,12 @@ class HistoryWriter:
         if self._writer is None:
             return None
         self._writer.close()
+        with self._file.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {
             "path": self.path,
             "users": sum(self.row_groups),
             "interactions": self.interactions,
             "row_groups": self.row_groups,
+            "sha256": digest,
         }

@@ -27,6 +27,7 @@ import pyarrow as pa
 from hse_dist.config import Config, DataSettings
 from hse_dist.data import catalog, synthetic
 from hse_dist.data.histories import SPLITS
+from hse_dist.data.prepared import Prepared
 from hse_dist.data.rounds import (
     PartTask,
     count_part,
@@ -45,7 +46,7 @@ from hse_dist.errors import DataError
 from hse_dist.files import new_folder, read_json, write_json
 from hse_dist.tasks import map_tasks
 
-VERSION = 1
+VERSION = 2
 CATALOG = "catalog:"
 NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream"}
 """Settings that do not change what is written."""
@@ -116,6 +117,22 @@ def is_prepared(config: Config) -> bool:
         setting="data.folder",
         value=config.data.folder,
     )
+
+
+def open_prepared(config: Config) -> Prepared:
+    """The prepared folder of these settings, for the jobs that do not prepare it themselves.
+
+    Raises:
+        DataError: there is none, or it was made with other settings.
+    """
+    if not is_prepared(config):
+        raise DataError(
+            f"There are no prepared histories in {config.data.folder}.",
+            cause="Prepare them first.",
+            setting="data.folder",
+            value=config.data.folder,
+        )
+    return Prepared(config.data.folder)
 
 
 def content_settings(settings: DataSettings) -> dict[str, Any]:

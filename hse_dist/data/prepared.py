@@ -7,6 +7,7 @@ needs it. No Python object a user is made.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,16 @@ class Prepared:
     def __reduce__(self) -> tuple[Any, ...]:
         return Prepared, (self.folder,)
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the content: of the vocabulary, and of the manifest, which has that of every file of histories."""
+        digest = hashlib.sha256()
+        for name in ("manifest.json", "vocabulary.parquet"):
+            path = self.folder / name
+            with reading(path), path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
     def counts(self) -> np.ndarray:
         """Interactions by training users of each row, falling; int64 [items]."""
         return self._read_vocabulary().column("count").to_numpy().astype(np.int64)
@@ -103,16 +114,23 @@ class Prepared:
         return [(file["path"], i, users) for file in self._of(split) for i, users in enumerate(file["row_groups"])]
 
     def scan(self, split: str, columns: Sequence[str] = ("rows",), batch_users: int = 8192) -> Iterator[HistoryBlock]:
-        """Histories of a split in file order, at most `batch_users` at a time.
+        """Histories of a split in file order, `batch_users` at a time, whatever the files; the last may be fewer.
 
         Args:
             split: train, valid or test.
             columns: `rows`, and `target` for the held-out splits.
         """
+        held: list[pa.RecordBatch] = []
         for file in self._of(split):
             with self.open(file["path"]) as parquet, reading(self.folder / file["path"]):
                 for batch in parquet.iter_batches(batch_users, columns=list(columns), use_threads=False):
-                    yield to_block(batch)
+                    held.append(batch)
+                    if sum(part.num_rows for part in held) >= batch_users:
+                        joined = pa.concat_batches(held)
+                        yield to_block(joined.slice(0, batch_users))
+                        held = [joined.slice(batch_users)]
+        if sum(part.num_rows for part in held):
+            yield to_block(pa.concat_batches(held))
 
     def open(self, path: str) -> pq.ParquetFile:
         """A Parquet file of the folder."""

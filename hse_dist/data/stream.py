@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class HistoryStream:
         """Blocks that `epoch()` would give now."""
         return -(-(len(self._order) - self.blocks) // self._ranks)
 
-    def epoch(self) -> Iterator[HistoryBlock]:
+    def epoch(self) -> Generator[HistoryBlock]:
         """Blocks from the present position to the end of the epoch, read ahead by a thread.
 
         The position counts a block as consumed when it is handed out. Closing the iterator ends the thread and keeps

@@ -13,6 +13,7 @@ from typing import Any
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.cluster import connect, run_workers
 from hse_dist.config import Config
+from hse_dist.data.prepare import open_prepared
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import RunFolderError
 from hse_dist.evaluate.metrics import write_users
@@ -33,13 +34,25 @@ def evaluate(config: Config, split: str = "test") -> dict[str, Any]:
     """Metrics of the run's best checkpoint on `split`.
 
     Raises:
-        HseError: there is no such run, or workers failed.
+        HseError: there is no such run, its data are others or gone, or workers failed.
     """
-    RunFolder(config).check()
+    check_run(config)
     began = time.perf_counter()
     with connect(config.cluster):
         answer = run_workers(evaluate_worker, {"config": config, "split": split}, config, "evaluate")
     return {**answer, "seconds": time.perf_counter() - began}
+
+
+def check_run(config: Config) -> None:
+    """Check that there is a run of this configuration, and that the prepared folder holds the data of that run.
+
+    Raises:
+        RunFolderError: there is no run, or it was made with other settings or of other data.
+        DataError: the prepared folder is missing, or was made with other settings.
+    """
+    folder = RunFolder(config)
+    folder.check()
+    folder.check_data(open_prepared(config))
 
 
 def evaluate_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:

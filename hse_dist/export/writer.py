@@ -16,7 +16,7 @@ import torch
 from hse_dist.cluster import connect, run_workers
 from hse_dist.config import Config
 from hse_dist.data.prepared import Prepared
-from hse_dist.evaluate.driver import open_best
+from hse_dist.evaluate.driver import check_run, open_best
 from hse_dist.export.format import RowBlock, write_export
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
@@ -30,9 +30,9 @@ def export(config: Config) -> dict[str, Any]:
     """Write the export; `folder`, `items`, `bytes` and more.
 
     Raises:
-        HseError: there is no such run, the folder cannot be written, or workers failed.
+        HseError: there is no such run, its data are others or gone, the folder cannot be written, or workers failed.
     """
-    RunFolder(config).check()
+    check_run(config)
     with connect(config.cluster):
         return run_workers(export_worker, {"config": config}, config, "export")
 

@@ -16,7 +16,6 @@ from torch import Tensor
 from hse_dist.model.kernels import Pattern, Pool, Score, expand_rows
 from hse_dist.tables.block import DenseRows, SparseRows
 
-
 SMALLEST = 1e-12
 """A row that is shorter is not scaled to length 1."""
 

@@ -2,6 +2,9 @@
 
 In: messages of ranks, numbered by rank and sequence. Out: each rank's reply, once every rank has sent its message of
 that sequence. A repeated message gets the answer it got before. A wait ends at a limit and names who is missing.
+
+Ray restarts an actor that died. The new one knows nothing: it refuses every rank until a worker group joins with the
+state of its checkpoint. So a lost server costs the steps since that checkpoint, and never a journal.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ class ServerActor:
         self._replies: dict[int, list[Any]] = {}
         self._done: dict[int, asyncio.Event] = {}
 
+    # joining twice is joining once, so Ray may repeat it while the actor starts again
+    @ray.method(max_task_retries=-1)
     async def join(self, attempt: str, ranks: int, steps: int, fingerprint: str, state: dict[str, Any]) -> None:
         """A worker group (re)starts for a run of `steps`; `state` is what its checkpoint says of this server.
 
@@ -57,10 +62,9 @@ class ServerActor:
 
         Raises:
             MissingRanksError: names the ranks that sent nothing.
-            ProtocolError: the message belongs to an earlier worker group, or to no version.
+            ProtocolError: the message belongs to an earlier worker group, or to no version; or the actor restarted.
         """
-        if attempt != self._attempt:
-            raise ProtocolError(f"Rank {rank} belongs to the worker group {attempt}, not to {self._attempt}.")
+        self._check(attempt, f"Rank {rank}")
         messages = self._messages.setdefault(sequence, {})
         done = self._done.setdefault(sequence, asyncio.Event())
         if sequence not in self._replies:
@@ -83,6 +87,15 @@ class ServerActor:
             raise reply
         return reply
 
+    def _check(self, attempt: str, who: str) -> None:
+        if self._attempt is None:
+            raise ProtocolError(
+                f"{who} belongs to the worker group {attempt}, but none has joined.",
+                cause="The SparsityServer died and started again, perhaps.",
+            )
+        if attempt != self._attempt:
+            raise ProtocolError(f"{who} belongs to the worker group {attempt}, not to {self._attempt}.")
+
     def _decide(self, messages: list[Message]) -> list[Any]:
         try:
             return self.server.decide(messages)
@@ -93,8 +106,13 @@ class ServerActor:
         for kept in (self._messages, self._replies, self._done):
             kept.pop(sequence, None)
 
-    async def state_dict(self) -> dict[str, Any]:
-        """The server's version and journal."""
+    async def state_dict(self, attempt: str) -> dict[str, Any]:
+        """The server's version and journal.
+
+        Raises:
+            ProtocolError: as `ask`; a checkpoint must not get the journal of another worker group, or an empty one.
+        """
+        self._check(attempt, "Who asks for the state")
         return self.server.state_dict()
 
 
@@ -118,6 +136,11 @@ class RayTransport:
             if isinstance(error.cause, HseError):
                 raise error.cause from None
             raise
+        except ray.exceptions.RayActorError as error:
+            raise ProtocolError(
+                "The SparsityServer died.",
+                cause=f"Its node was lost or had no memory left, perhaps; workers that restart join a new one. {error}",
+            ) from None
         except ray.exceptions.GetTimeoutError:
             raise MissingRanksError(
                 "The SparsityServer does not answer.", setting="cluster.timeout_seconds", value=self.limit
@@ -134,10 +157,10 @@ class RayTransport:
 
     def state_dict(self) -> dict[str, Any]:
         """The server's version and journal."""
-        return self._get(self.actor.state_dict.remote())
+        return self._get(self.actor.state_dict.remote(self.attempt))
 
 
 def start_server(settings: SparsitySettings, fingerprint: str, name: str) -> Any:
-    """The actor of the run `name`; it takes no core from the workers."""
+    """The actor of the run `name`; it takes no core from the workers, and starts again if it dies."""
     actor = ray.remote(num_cpus=0, max_concurrency=1000)(ServerActor)
-    return actor.options(name=name, get_if_exists=False).remote(settings, fingerprint)
+    return actor.options(name=name, get_if_exists=False, max_restarts=-1).remote(settings, fingerprint)

@@ -6,11 +6,16 @@ the lower column, so that the result depends on the entries alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+
+BLOCK = 2**20
+"""Entries sorted at a time; so that what a sort needs beside them is small, whatever the size of the table."""
 
 
 def ranks_in_row(rows: Ints, keys: npt.NDArray[np.uint32], *, largest: bool) -> Ints:
@@ -31,7 +36,35 @@ def ranks_in_row(rows: Ints, keys: npt.NDArray[np.uint32], *, largest: bool) -> 
     return places
 
 
-def count_by_row(rows: Ints, mask: Mask, first: int, last: int) -> Ints:
+def row_blocks(offsets: Ints) -> Iterator[tuple[int, int]]:
+    """Half-open ranges of rows that hold some `BLOCK` entries each, by `offsets` int64 [rows + 1]."""
+    first, rows = 0, len(offsets) - 1
+    while first < rows:
+        last = max(int(np.searchsorted(offsets, offsets[first] + BLOCK)), first + 1)
+        last = min(last, rows)
+        yield first, last
+        first = last
+
+
+def foremost(
+    rows: npt.NDArray[np.integer], keys: npt.NDArray[np.uint32], limits: Ints, first: int, *, largest: bool
+) -> Mask:
+    """Which entries are among the largest (smallest) `limits[row − first]` of their row.
+
+    Args:
+        rows: [n], ascending, from `first` on; keys uint32 [n].
+        limits: int64, one for each row from `first` on.
+    """
+    found = np.empty(len(rows), dtype=bool)
+    offsets = np.searchsorted(rows, np.arange(first, first + len(limits) + 1, dtype=rows.dtype))
+    for begin, end in row_blocks(offsets):
+        part = slice(offsets[begin], offsets[end])
+        local = rows[part].astype(np.int64) - first
+        found[part] = ranks_in_row(local, keys[part], largest=largest) < limits[local]
+    return found
+
+
+def count_by_row(rows: npt.NDArray[np.integer], mask: Mask, first: int, last: int) -> Ints:
     """How many of the marked entries each of the rows first … last − 1 has, int64 [last − first]."""
     return np.bincount(rows[mask] - first, minlength=last - first)
 

@@ -1,9 +1,9 @@
 """Gradients of positions that are not live, for the candidates of a batch only.
 
-In: a step's activations after backward. Out: the strongest positions of each candidate row, as triples. The full
-gradient `∂s·u + Xᵀ·∂u` is C × K and is never held: it is made in blocks of candidates that fit a memory setting, live
-positions are taken out, and the strongest `explore` of each row kept. Where user vectors are sparse (wide tables), the
-first product is a sparse one.
+In: a step's activations after backward. Out: the strongest positions of each candidate row, as triples. Where rows are
+used at length 1, gradients are of the row at that length. The full gradient `∂s·u + Xᵀ·∂u` is C × K and is never held:
+it is made in blocks of candidates that fit a memory setting, live positions are taken out, and the strongest `explore`
+of each row kept. Where user vectors are sparse (wide tables), the first product is a sparse one.
 
 Shapes: B users, C candidates, E live entries, K columns in use, c candidates of a block, e positions kept a row.
 """
@@ -41,7 +41,6 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     assert isinstance(operators, SparseOperators)
     users = _matrix(torch.cat(activations.u_kb, 1).detach())
     grad_u, weighted = _gradients(activations.u_kb), _gradients(activations.scores_cb)
-    scale = weighted.new_ones(len(weighted)) if operators.norms is None else 1.0 / operators.norms.detach()
     if operators.gains is not None:
         weighted = weighted * operators.gains.detach()[:, None]
     histories = _Histories(activations.positions, activations.user, len(weighted), grad_u)
@@ -50,7 +49,6 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     for first in range(0, max(len(weighted), 1), block):
         last = min(first + block, len(weighted))
         gradient_ck = torch.mm(users, weighted[first:last].t()).t() + torch.mm(histories[first:last], grad_u.t())
-        gradient_ck *= scale[first:last, None]
         _clear_live(gradient_ck, operators, first, last)
         parts.append(_strongest(gradient_ck, explore, first))
     candidate, place, gradient = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -8,7 +8,7 @@ twice gets the same answer twice, and one that does not fit is refused.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -62,9 +62,10 @@ class Close:
 
 @dataclass(frozen=True)
 class Closed:
-    """The decision is final; this is the version of the tables from now on."""
+    """The decision is final: the version of the tables from now on, and the journal's entry."""
 
     version: int
+    entry: dict[str, Any]
 
 
 @dataclass(frozen=True)

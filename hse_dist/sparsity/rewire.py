@@ -9,20 +9,24 @@ Equal tables and an equal multiset of candidate triples give bit-equal tables, w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hse_dist.config import SparsitySettings
 from hse_dist.errors import NumericError
-from hse_dist.sparsity.budget import count_by_row, ranks_in_row, row_drops
+from hse_dist.sparsity.budget import count_by_row, foremost, row_blocks, row_drops
 from hse_dist.sparsity.client import Transport, select
 from hse_dist.sparsity.growth import Floats, Ints, random_positions, without
-from hse_dist.sparsity.messages import Close, Failed, Open, Plan
+from hse_dist.sparsity.messages import Close, Closed, Failed, Open, Plan
 from hse_dist.sparsity.selection import Keys, Mask, order_keys
 from hse_dist.tables.sharded import OwnedRows
+
+Indices = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,14 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Entries:
-    """Live entries in canonical order: slot, row, column int64 [n], key of the drop score uint32 [n]."""
+    """Live entries in canonical order: slot, row, column int32 [n], key of the drop score uint32 [n].
 
-    slots: Ints
-    rows: Ints
-    columns: Ints
+    They are all live entries of a shard: what is as long as they are is kept narrow.
+    """
+
+    slots: Indices
+    rows: Indices
+    columns: Indices
     keys: Keys
 
 
@@ -66,7 +73,7 @@ def rewire(
     step: int,
     seed: int,
     visits: int = 0,
-) -> int:
+) -> Closed:
     """Rewire `owned` in place together with the other ranks.
 
     Args:
@@ -77,7 +84,7 @@ def rewire(
         visits: of owned rows by ranks and steps since the last rewire, for the journal.
 
     Returns:
-        the new version.
+        the new version, and what the journal says of it.
 
     Raises:
         NumericError: a value or a score of some rank is NaN or infinite; names the row, on all ranks.
@@ -85,8 +92,9 @@ def rewire(
     """
     with _told(transport, version + 1):
         entries = live_entries(owned, gains)
-    live = np.bincount(entries.rows - owned.first, minlength=owned.last - owned.first)
-    protected = ranks_in_row(entries.rows, entries.keys, largest=True) < settings.budget.floor
+    live = _sums(owned, lambda slots: owned.live[slots])
+    floor = np.full(len(live), settings.budget.floor)
+    protected = foremost(entries.rows, entries.keys, floor, owned.first, largest=True)
     plan = transport.ask(Open(version + 1, step, owned.first, len(entries.rows), int((~protected).sum())))
     if settings.budget.kind == "global":
         dropped = _drop_global(entries, protected, plan, transport)
@@ -104,7 +112,7 @@ def rewire(
     restored = _restore(entries, dropped, back, owned.first, plan, transport, settings)
     change = Change(dropped & ~restored, new_rows, new_columns, int(dropped.sum()), int(restored.sum()))
     apply(owned, entries, change)
-    closed = transport.ask(
+    closed: Closed = transport.ask(
         Close(
             version=plan.version,
             step=step,
@@ -115,7 +123,7 @@ def rewire(
             visits=visits,
         )
     )
-    return closed.version
+    return closed
 
 
 @contextmanager
@@ -130,12 +138,35 @@ def _told(transport: Transport, version: int) -> Iterator[None]:
 
 def live_entries(owned: OwnedRows, gains: Floats) -> Entries:
     """The live entries with the key of their drop score |value| · √|gain|."""
-    slots = np.flatnonzero(owned.live)
-    rows, columns = owned.slot_rows()[slots], owned.columns[slots]
-    order = np.lexsort((columns, rows))
-    slots, rows, columns = slots[order], rows[order], columns[order]
-    scores = np.abs(owned.values[slots]) * np.sqrt(np.abs(gains))[rows - owned.first]
-    return Entries(slots, rows, columns, keys_of(scores, rows, "drop"))
+    count = int(np.count_nonzero(owned.live))
+    found = Entries(
+        slots=np.empty(count, dtype=np.int32),
+        rows=np.empty(count, dtype=np.int32),
+        columns=np.empty(count, dtype=np.int32),
+        keys=np.empty(count, dtype=np.uint32),
+    )
+    weights, done = np.sqrt(np.abs(gains)), 0
+    for first, last in row_blocks(owned.offsets):
+        begin, end = owned.offsets[first], owned.offsets[last]
+        slots = begin + np.flatnonzero(owned.columns[begin:end] < owned.dims)
+        rows = np.searchsorted(owned.offsets, slots, side="right") - 1
+        order = np.argsort(rows * (owned.dims + 1) + owned.columns[slots])
+        slots, rows = slots[order], rows[order]
+        keys = keys_of(np.abs(owned.values[slots]) * weights[rows], rows + owned.first, "drop")
+        part = slice(done, done + len(slots))
+        found.slots[part], found.rows[part], found.keys[part] = slots, rows + owned.first, keys
+        found.columns[part] = owned.columns[slots]
+        done += len(slots)
+    return found
+
+
+def _sums(owned: OwnedRows, per_slot: Callable[[slice], npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The sum of `per_slot(slots)` over the slots of each row, int64 or float64 [rows]."""
+    parts = [np.empty(0, dtype=np.int64)]
+    for first, last in row_blocks(owned.offsets):
+        begin, end = owned.offsets[first], owned.offsets[last]
+        parts.append(np.add.reduceat(per_slot(slice(begin, end)), owned.offsets[first:last] - begin))
+    return np.concatenate(parts)
 
 
 def keys_of(scores: Floats, rows: Ints, what: str) -> Keys:
@@ -156,16 +187,15 @@ def keys_of(scores: Floats, rows: Ints, what: str) -> Keys:
 
 
 def _drop_global(entries: Entries, protected: Mask, plan: Plan, transport: Transport) -> Mask:
-    droppable = np.flatnonzero(~protected)
-    chosen, _ = select(transport, plan.version, "drop", entries.keys[droppable])
-    dropped = np.zeros(len(entries.rows), dtype=bool)
-    dropped[droppable[chosen]] = True
+    dropped = ~protected
+    chosen, _ = select(transport, plan.version, "drop", entries.keys[dropped])
+    dropped[dropped] = chosen
     return dropped
 
 
 def _drop_by_row(entries: Entries, live: Ints, plan: Plan, settings: SparsitySettings, first: int) -> Mask:
     quota = row_drops(live, plan.fraction, settings.budget.floor)
-    return ranks_in_row(entries.rows, entries.keys, largest=False) < quota[entries.rows - first]
+    return foremost(entries.rows, entries.keys, quota, first, largest=False)
 
 
 def _room(owned: OwnedRows, live: Ints, dropped: Ints, settings: SparsitySettings) -> tuple[Ints, Ints]:
@@ -190,11 +220,15 @@ def _grow(
     settings: SparsitySettings,
 ) -> tuple[Ints, Ints]:
     """What grows, in canonical order: of each row the strongest positions that fit, of these the strongest of all."""
-    new = without(candidates.rows, candidates.columns, entries.rows, entries.columns, owned.dims)
+    seen = np.zeros(len(room), dtype=bool)
+    seen[candidates.rows - owned.first] = True
+    near = seen[entries.rows - owned.first]
+    live_rows, live_columns = entries.rows[near].astype(np.int64), entries.columns[near].astype(np.int64)
+    new = without(candidates.rows, candidates.columns, live_rows, live_columns, owned.dims)
     rows, columns = candidates.rows[new], candidates.columns[new]
     with _told(transport, plan.version):
         keys = keys_of(candidates.scores[new], rows, "grow")
-    fits = ranks_in_row(rows, keys, largest=True) < room[rows - owned.first]
+    fits = foremost(rows, keys, room, owned.first, largest=True)
     rows, columns, keys = rows[fits], columns[fits], keys[fits]
     if settings.budget.kind == "global":
         chosen, _ = select(transport, plan.version, "grow", keys)
@@ -214,7 +248,7 @@ def _restore(
     """Which of the dropped entries return, so that the count is what it was: the strongest, at most `back` a row."""
     lost = np.flatnonzero(dropped)
     rows, keys = entries.rows[lost], entries.keys[lost]
-    can = lost[ranks_in_row(rows, keys, largest=True) < back[rows - first]]
+    can = lost[foremost(rows, keys, back, first, largest=True)]
     if settings.budget.kind == "global":
         chosen, _ = select(transport, plan.version, "restore", entries.keys[can])
         can = can[chosen]
@@ -229,8 +263,13 @@ def apply(owned: OwnedRows, entries: Entries, change: Change) -> None:
     owned.values[slots], owned.columns[slots] = 0.0, owned.dims
     if not len(change.new_rows):
         return
-    free = np.flatnonzero(~owned.live)
-    free_rows = owned.slot_rows()[free]
+    rows = np.unique(change.new_rows)
+    starts = owned.offsets[rows - owned.first]
+    lengths = owned.offsets[rows - owned.first + 1] - starts
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    slots = np.repeat(starts, lengths) + within
+    is_free = owned.columns[slots] == owned.dims
+    free, free_rows = slots[is_free], np.repeat(rows, lengths)[is_free]
     # the i-th new entry of a row takes its i-th free slot
     first_free = np.searchsorted(free_rows, change.new_rows)
     first_new = np.searchsorted(change.new_rows, change.new_rows)
@@ -240,9 +279,6 @@ def apply(owned: OwnedRows, entries: Entries, change: Change) -> None:
 
 def rescale_to_unit(owned: OwnedRows) -> None:
     """Give every row with a value length 1, in place; at unit rows a score does not depend on a row's length."""
-    starts = owned.offsets[:-1]
-    if not len(starts):
-        return
-    norms = np.sqrt(np.add.reduceat(owned.values.astype(np.float64) ** 2, starts))
+    norms = np.sqrt(_sums(owned, lambda slots: owned.values[slots].astype(np.float64) ** 2))
     norms[norms == 0.0] = 1.0
-    owned.values /= np.repeat(norms, np.diff(owned.offsets)).astype(np.float32)
+    owned.values /= np.repeat(norms.astype(np.float32), np.diff(owned.offsets))

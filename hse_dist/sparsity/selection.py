@@ -25,6 +25,7 @@ BITS = (11, 11, 10)
 
 KEY_BITS = sum(BITS)
 HIGHEST_KEY = 2**KEY_BITS - 1
+KEYS_AT_A_TIME = 2**20
 
 Keys = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]
@@ -84,10 +85,13 @@ class Selection:
 
 def histogram(keys: Keys, query: Query) -> Counts:
     """How many keys fall into each bin of the query: int64 [2^BITS[round]]."""
-    if query.round:
-        keys = keys[(keys >> np.uint32(query.shift + BITS[query.round])) == query.prefix]
-    bins = (keys >> np.uint32(query.shift)) & np.uint32(query.bins - 1)
-    return np.bincount(bins, minlength=query.bins).astype(np.int64, copy=False)
+    counts = np.zeros(query.bins, dtype=np.int64)
+    for first in range(0, len(keys), KEYS_AT_A_TIME):
+        part = keys[first : first + KEYS_AT_A_TIME]
+        if query.round:
+            part = part[(part >> np.uint32(query.shift + BITS[query.round])) == query.prefix]
+        counts += np.bincount((part >> np.uint32(query.shift)) & np.uint32(query.bins - 1), minlength=query.bins)
+    return counts
 
 
 class RadixSelection:

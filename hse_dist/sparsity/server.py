@@ -127,7 +127,7 @@ class SparsityServer:
                 **total,
             }
         )
-        return Closed(self.version)
+        return Closed(self.version, self.journal[-1])
 
     def new_cut(self, count: int, largest: bool) -> RadixSelection:
         """The selection of a start: before there are ranks, the driver feeds it the histograms of the start's files."""

@@ -26,7 +26,8 @@ def make_table(config: Config, rows: int, start: StartFolder | None, ranks: Rank
         dense.local_values().normal_(generator=generator)
         dense.local_values().div_(settings.dims**0.5)
         return dense
-    layout = RowLayout.from_lengths(start.live(0, rows), settings.chunk_width)
+    lengths = np.ceil(start.live(0, rows) * (1.0 + settings.slack)).astype(np.int64)
+    layout = RowLayout.from_lengths(lengths, settings.chunk_width)
     with_gains = config.model.row_norm == "free"
     table = PackedTable(layout, start.dims, ranks, config.train, settings.sharding, with_gains=with_gains)
     table.set_gains(start.gains)

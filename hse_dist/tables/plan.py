@@ -7,7 +7,7 @@ that a rank can rewire the rows that it owns without asking for their columns.
 from __future__ import annotations
 
 import copy
-import logging
+import os
 import warnings
 from typing import Any
 
@@ -25,6 +25,7 @@ from torchrec.distributed.types import ShardingPlan
 
 from hse_dist.config import TrainSettings
 from hse_dist.errors import PlanError
+from hse_dist.memory import available_memory
 from hse_dist.ranks import Ranks
 from hse_dist.tables.collection import ColumnCollection, GainCollection, PackedCollection
 
@@ -64,14 +65,13 @@ def make_plan(module: nn.Module, sharders: list[Any], ranks: Ranks, sharding: st
     """The planner's placement of all tables of `module` under `sharding` ("row_wise" or "table_wise").
 
     Raises:
-        PlanError: the planner finds no placement.
+        PlanError: the planner finds no placement, or a rank would have no row of a row-wise table.
     """
     parts = [part for part in module.children() if isinstance(part, EmbeddingCollection)]
     tables = [config.name for part in parts for config in part.embedding_configs()]
     constraint = ParameterConstraints(sharding_types=[sharding], compute_kernels=["fused"])
-    logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
     planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=ranks.size, local_world_size=ranks.size, compute_device=ranks.device.type),
+        topology=make_topology(ranks),
         constraints=dict.fromkeys(tables, constraint),
         storage_reservation=FixedPercentageStorageReservation(0.15),
         stats=NoopEmbeddingStats(),
@@ -88,10 +88,42 @@ def make_plan(module: nn.Module, sharders: list[Any], ranks: Ranks, sharding: st
             setting="tables.item.sharding",
             value=sharding,
         ) from error
+    _check_shards(plan, ranks, sharding)
     if isinstance(module, PackedCollection):
         placement = copy.deepcopy(plan.plan["values"]["item_values"])
         plan.plan["columns"]["item_columns"] = placement
     return plan
+
+
+def make_topology(ranks: Ranks) -> Topology:
+    """The machines as the planner sees them; it runs on rank 0, so the others are taken to be like that one."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
+    cuda = ranks.device.type == "cuda"
+    return Topology(
+        world_size=ranks.size,
+        local_world_size=local,
+        compute_device=ranks.device.type,
+        hbm_cap=torch.cuda.get_device_properties(local_device(ranks.device)).total_memory if cuda else None,
+        ddr_cap=available_memory() // local,
+    )
+
+
+def _check_shards(plan: ShardingPlan, ranks: Ranks, sharding: str) -> None:
+    """Refuse shards without rows, on which TorchRec fails later and says something else.
+
+    Row-wise shards are of ⌈rows / ranks⌉ rows, so that few rows may all lie on the first ranks.
+    """
+    for collection in plan.plan.values():
+        for name, parameter in collection.items():
+            shards = parameter.sharding_spec.shards
+            if any(shard.shard_sizes[0] == 0 for shard in shards):
+                rows = sum(shard.shard_sizes[0] for shard in shards)
+                raise PlanError(
+                    f"The {rows} rows of {name} leave a rank of {ranks.size} without any.",
+                    cause="Use fewer workers, or table_wise.",
+                    setting="tables.item.sharding",
+                    value=sharding,
+                )
 
 
 def shard_ranges(plan: ShardingPlan, collection: str, ranks: int) -> list[tuple[int, int]]:

@@ -34,7 +34,7 @@ class OwnedRows:
     Attributes:
         offsets: int64 [rows + 1], first slot of each row.
         values: float32 [slots]; 0 where the slot is free.
-        columns: int64 [slots]; `dims` where the slot is free.
+        columns: int32 [slots]; `dims` where the slot is free.
     """
 
     first: int
@@ -70,6 +70,7 @@ class ShardedTable:
             sharders=sharders,
             init_data_parallel=False,
         )
+        self.warm_accumulator = train.warm_accumulator
         self.fill_accumulators(train.warm_accumulator)
 
     def lookup(self, rows: Tensor) -> SparseRows | DenseRows:
@@ -188,7 +189,7 @@ class PackedTable(ShardedTable):
             last=last,
             offsets=bounds - bounds[0],
             values=values.flatten().cpu().numpy(),
-            columns=columns.flatten().cpu().numpy().astype(np.int64),
+            columns=columns.flatten().cpu().numpy().astype(np.int32),
             dims=self.dims,
         )
 
@@ -196,8 +197,18 @@ class PackedTable(ShardedTable):
         """Write what `owned` gave, changed, into the shards of all ranks that hold a part of it."""
         values = torch.from_numpy(rows.values).view(-1, self.layout.width).to(self.ranks.device)
         columns = torch.from_numpy(rows.columns.astype(np.float32)).view(-1, self.layout.width).to(self.ranks.device)
+        before = self._local("columns").clone()
         self._scatter_chunks(values, self._local("values"))
         self._scatter_chunks(columns, self._local("columns"))
+        self._reset_accumulators(before != self._local("columns"))
+
+    def _reset_accumulators(self, changed: Tensor) -> None:
+        """Give slots with another column the first value of the accumulator, where the optimizer has one a slot."""
+        for name, state in self.module.fused_optimizer.state_dict()["state"].items():
+            for tensor in state.values() if name.startswith("values.") else ():
+                for shard in tensor.local_shards():
+                    if shard.tensor.shape == changed.shape:
+                        shard.tensor[changed] = self.warm_accumulator
 
     def _owner_ranges(self) -> list[tuple[int, int]]:
         """The half-open range of chunks whose rows each rank owns, in rank order."""

@@ -92,8 +92,8 @@ def measure(ranks: Ranks, shape: dict[str, int], folder: str) -> dict[str, Any]:
     table = make_table(config, shape["rows"], start, ranks)
     assert isinstance(table, PackedTable)
     peaks["table"] = peak_mb() - base
-    transport = GroupTransport(ranks, lambda: SparsityServer(config.sparsity, shape["steps"], ranks.size))
-    trainer = Trainer(config, table, transport, ranks, shape["steps"])
+    transport = GroupTransport(ranks, lambda: SparsityServer(config.sparsity, 2 * shape["steps"], ranks.size))
+    trainer = Trainer(config, table, transport, ranks, 2 * shape["steps"])
     seconds: dict[str, list[float]] = {"step": [], "collecting step": [], "rewire": []}
     for step in range(1, shape["steps"] + 1):
         block, began = histories(shape, step), time.perf_counter()
@@ -127,10 +127,11 @@ class _timed:
     def __exit__(self, *_: object) -> None:
         self.trainer.rewire = self.rewire  # type: ignore[method-assign]
 
-    def _rewire(self, step: int) -> None:
+    def _rewire(self, step: int) -> dict[str, Any]:
         began = time.perf_counter()
-        self.rewire(step)
+        answer = self.rewire(step)
         self.seconds.append(time.perf_counter() - began)
+        return answer
 
 
 def main() -> None:

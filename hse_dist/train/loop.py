@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -21,9 +22,10 @@ from hse_dist.data.stream import HistoryStream
 from hse_dist.evaluate.ranking import rank_users
 from hse_dist.files import new_file
 from hse_dist.run_folder import RunFolder
-from hse_dist.sparsity.schedule import rewires_at
 from hse_dist.train.metrics import MetricsLog, Progress
 from hse_dist.train.step import Trainer
+
+REWIRE_METRICS = ("version", "live", "dropped", "grown", "restored", "fraction")
 
 Report = Callable[[dict[str, Any], str], None]
 """Tells Ray Train of a checkpoint: metrics and its folder."""
@@ -99,20 +101,22 @@ class Loop:
 
     def _run_epoch(self, metrics: MetricsLog, progress: Progress) -> None:
         settings = self.config.train
-        for block in self.stream.epoch():
-            self.step += 1
-            result = self.trainer.step(block, self.step)
-            self.totals.loss += result.loss
-            self.totals.users += result.users
-            self.totals.wire_bytes += result.wire_bytes
-            self.totals.steps += 1
-            if self.step % settings.log_every == 0:
-                self._log(metrics, progress)
-            if rewires_at(self.config.sparsity.rewire, self.step, self.trainer.steps) and result.rewired:
-                self._log_rewire(metrics)
-            # a step that ends an epoch with a validation has its checkpoint after that
-            if settings.checkpoint_every and self.step % settings.checkpoint_every == 0 and not self._validates():
-                self._save()
+        # whatever ends the loop, the thread that reads ahead ends with it
+        with closing(self.stream.epoch()) as blocks:
+            for block in blocks:
+                self.step += 1
+                result = self.trainer.step(block, self.step)
+                self.totals.loss += result.loss
+                self.totals.users += result.users
+                self.totals.wire_bytes += result.wire_bytes
+                self.totals.steps += 1
+                if self.step % settings.log_every == 0:
+                    self._log(metrics, progress)
+                if result.rewired is not None:
+                    metrics.write("rewire", self.step, {name: result.rewired[name] for name in REWIRE_METRICS})
+                # a step that ends an epoch with a validation has its checkpoint after that
+                if settings.checkpoint_every and self.step % settings.checkpoint_every == 0 and not self._validates():
+                    self._save()
         if self._validates():
             self._validate(metrics)
             self._save()
@@ -130,11 +134,6 @@ class Loop:
         if self.ranks.rank == 0:
             values = progress.line(self.step, loss / steps, int(users), self.live, int(wire_bytes))
             metrics.write("train", self.step, values)
-
-    def _log_rewire(self, metrics: MetricsLog) -> None:
-        journal = self.trainer.transport.state_dict()["journal"]
-        values = {name: journal[-1][name] for name in ("version", "live", "dropped", "grown", "restored", "fraction")}
-        metrics.write("rewire", self.step, values)
 
     def _validate(self, metrics: MetricsLog) -> None:
         if not self.prepared.users("valid"):
@@ -170,8 +169,6 @@ class Loop:
         self.step, self.worse = facts["step"], facts["worse"]
         self.start_metric = facts["start_metric"]
         self.best = facts["best"] if facts["best"] is not None else float("-inf")
-        self.trainer.version = facts["server"]["version"]
-        self.stream.load_state_dict(facts["stream"])
         for own in self.store.load_own(checkpoint, self.ranks):
             self.trainer.collector.load_state_dict(own)
             loss, users, steps, wire_bytes = own["totals"].tolist()

@@ -40,7 +40,7 @@ class MetricsLog:
     Args:
         folder: the run folder.
         first: whether this is the rank that writes.
-        step: of the checkpoint that the run goes on from; 0 for a new one.
+        step: of the checkpoint that the run goes on from; -1 for a new one.
     """
 
     def __init__(self, folder: Path, *, first: bool, step: int) -> None:
@@ -52,7 +52,7 @@ class MetricsLog:
 
         folder.mkdir(parents=True, exist_ok=True)
         keep_until(self.file, step)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append one event."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -27,12 +28,12 @@ from hse_dist.tables.sharded import DenseTable, PackedTable
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step says of itself: loss (this rank's), users, payload bytes to other ranks, and whether it rewired."""
+    """What a step says of itself: loss (this rank's), users, payload bytes to other ranks, and its rewire, if any."""
 
     loss: float
     users: int
     wire_bytes: int
-    rewired: bool
+    rewired: dict[str, Any] | None
 
 
 class Trainer:
@@ -40,13 +41,22 @@ class Trainer:
 
     Args:
         transport: to the SparsityServer.
-        steps: length of the run, for schedules.
+        steps: length of the run on these ranks, for schedules.
+        ahead: how much further the run is than its count of steps says: a run that began on other ranks counted other
+            steps.
     """
 
     def __init__(
-        self, config: Config, table: PackedTable | DenseTable, transport: Transport, ranks: Ranks, steps: int
+        self,
+        config: Config,
+        table: PackedTable | DenseTable,
+        transport: Transport,
+        ranks: Ranks,
+        steps: int,
+        ahead: int = 0,
     ) -> None:
-        self.config, self.table, self.transport, self.ranks, self.steps = config, table, transport, ranks, steps
+        self.config, self.table, self.transport, self.ranks = config, table, transport, ranks
+        self.steps, self.ahead = steps, ahead
         self.model = Autoencoder(config.model)
         self.collector = GrowthCollector(config.sparsity.rewire)
         self.version = 0
@@ -55,23 +65,21 @@ class Trainer:
         """Train on one block of histories; `step` counts from 1 and keys every random number."""
         batch = self._batch(block, step)
         rewiring = self.config.sparsity.rewire
-        packed = isinstance(self.table, PackedTable)
-        collect = packed and collects_at(rewiring, step, self.steps)
-        self._set_rates(step)
+        packed, due = isinstance(self.table, PackedTable), step + self.ahead
+        collect = packed and collects_at(rewiring, due, self.steps)
+        self._set_rates(due)
         rows = self.table.lookup(batch.candidates)
         loss, activations = self.model.loss(rows, batch, self._generator(step), collect=collect)
         self._check(loss, step)
         loss.backward()  # the fused optimizer updates the owners' shards in here
         if collect:
             self.collector.collect(activations, batch.candidates)
-        rewired = packed and rewires_at(rewiring, step, self.steps)
-        if rewired:
-            self.rewire(step)
+        entry = self.rewire(due) if packed and rewires_at(rewiring, due, self.steps) else None
         users = int((batch.offsets.diff() > 0).sum())
-        return StepResult(loss.item(), users, self.table.wire_bytes(batch.candidates), rewired)
+        return StepResult(loss.item(), users, self.table.wire_bytes(batch.candidates), entry)
 
-    def rewire(self, step: int) -> None:
-        """Let all ranks choose new live entries together."""
+    def rewire(self, step: int) -> dict[str, Any]:
+        """Let all ranks choose new live entries together; the journal's entry."""
         table = self.table
         assert isinstance(table, PackedTable)
         candidates, visited = None, 0
@@ -81,7 +89,10 @@ class Trainer:
             visited = len(seen)
         owned = table.owned()
         gains = table.gains(owned.first, owned.last)
-        self.version = rewire(
+        unit = self.config.model.row_norm == "unit"
+        if unit:
+            rescale_to_unit(owned)  # the model sees rows at length 1, and so must the scores of their entries
+        closed = rewire(
             owned,
             gains,
             candidates,
@@ -92,9 +103,11 @@ class Trainer:
             seed=self.config.run.seed,
             visits=visited,
         )
-        if self.config.model.row_norm == "unit":
+        if unit:
             rescale_to_unit(owned)
         table.put_back(owned)
+        self.version = closed.version
+        return closed.entry
 
     def _batch(self, block: HistoryBlock, step: int) -> Batch:
         batch = make_batch(

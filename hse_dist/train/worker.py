@@ -23,7 +23,6 @@ from hse_dist.sparsity.client import GroupTransport, Transport
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import StartFolder
 from hse_dist.sparsity.tables import make_table
-from hse_dist.tasks import ray_is_running
 from hse_dist.train.loop import Loop, Report
 from hse_dist.train.step import Trainer
 
@@ -49,13 +48,24 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     )
     steps = sum(stream.batches_in(epoch) for epoch in range(config.train.epochs))
     store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
-    resumed = store.latest()
-    state = resumed.facts["server"] if resumed is not None else arguments["server_state"]
+    resumed, ahead, state = store.latest(), 0, arguments["server_state"]
+    if resumed is not None:
+        stream.load_state_dict(resumed.facts["stream"])
+        ahead = steps - steps_left(stream, config.train.epochs) - resumed.step
+        state = resumed.facts["server"]
     transport = join_server(config, arguments.get("server"), ranks, steps, state)
-    trainer = Trainer(config, table, transport, ranks, steps)
+    trainer = Trainer(config, table, transport, ranks, steps, ahead)
     trainer.version = state["version"]
-    loop = Loop(config, trainer, stream, prepared, store, folder, reporter(ranks), table.live_entries())
+    report = reporter(ranks, config.cluster.workers > 0)
+    loop = Loop(config, trainer, stream, prepared, store, folder, report, table.live_entries())
     return loop.run(resumed)
+
+
+def steps_left(stream: HistoryStream, epochs: int) -> int:
+    """Steps from the stream's position to the end of the run, on these ranks."""
+    if stream.epoch_number >= epochs:
+        return 0
+    return stream.batches_left + sum(stream.batches_in(epoch) for epoch in range(stream.epoch_number + 1, epochs))
 
 
 def join_server(config: Config, actor: Any, ranks: Ranks, steps: int, state: dict[str, Any]) -> Transport:
@@ -77,12 +87,12 @@ def join_server(config: Config, actor: Any, ranks: Ranks, steps: int, state: dic
     return transport
 
 
-def reporter(ranks: Ranks) -> Report:
-    """Tells Ray Train of a checkpoint by a small pointer to it; does nothing outside of Ray Train.
+def reporter(ranks: Ranks, on_ray: bool) -> Report:
+    """Tells Ray Train of a checkpoint by a small pointer to it; does nothing where no Ray Train runs this worker.
 
     Ray takes only checkpoints below its own storage path, and its copy would double the tables on disk.
     """
-    if not ray_is_running():
+    if not on_ray:
         return lambda metrics, path: None
     import ray.train
 

@@ -49,6 +49,8 @@ def dense_gradient(
     table = torch.zeros(CANDIDATES, rows.dims, dtype=torch.float64)
     live = torch.zeros(CANDIDATES, rows.dims, dtype=torch.bool)
     table[row, rows.columns], live[row, rows.columns] = rows.values.detach(), True
+    if unit:
+        table /= table.norm(dim=1, keepdim=True)  # gradients are of the row at length 1
     table.requires_grad_()
     a = table / table.norm(dim=1, keepdim=True) if unit else table
     gains = torch.ones(CANDIDATES, dtype=torch.float64) if rows.gains is None else rows.gains.detach()

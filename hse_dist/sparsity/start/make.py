@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as ss
 
-from hse_dist.config import Config, LocalInverseSettings
+from hse_dist.config import MAX_DIMS, Config, LocalInverseSettings
 from hse_dist.errors import ConfigError, DataError
 from hse_dist.files import new_folder, write_json
 from hse_dist.sparsity.selection import RadixSelection
@@ -53,7 +53,8 @@ def make_start(
     """Make the start that the configuration names, or open it where `folder` holds it already.
 
     Raises:
-        ConfigError: the catalogue does not fit the settings: fewer items than live entries, or too many for `hse`.
+        ConfigError: the catalogue does not fit the settings: fewer items than live entries, too many for
+            `hse`, or more than there can be columns.
         NumericError: the Gram matrix is not positive definite, or a row has no length.
     """
     settings = start_settings(config, prepared)
@@ -107,6 +108,13 @@ def _existing(folder: str | Path) -> StartFolder | None:
 
 def _check(config: Config, items: int, dims: int) -> None:
     live, maximum = config.tables.item.live, config.sparsity.hse.max_items
+    if dims > MAX_DIMS:
+        raise ConfigError(
+            f"A row would have {dims} columns, one for each item of the catalogue; {MAX_DIMS} is the most.",
+            cause="Give a number of columns; the random start takes any.",
+            setting="tables.item.dims",
+            value=config.tables.item.dims,
+        )
     if live > dims:
         raise ConfigError(
             f"A row has {dims} columns ({items} items in the catalogue), fewer than the live entries asked for.",

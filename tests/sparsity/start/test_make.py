@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as ss
 
-from hse_dist.config import Config, parse_config
+from hse_dist.config import MAX_DIMS, Config, parse_config
 from hse_dist.errors import ConfigError, NumericError
 from hse_dist.sparsity.selection import RadixSelection
 from hse_dist.sparsity.start import StartFolder, make_start
@@ -154,6 +154,13 @@ def test_a_start_is_made_once(histories, tmp_path: Path) -> None:
 def test_a_catalogue_that_does_not_fit_is_refused(histories, tmp_path: Path, settings: Config, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_start(settings, type(histories)(histories.matrix("train")[:, :10]), tmp_path / "start")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_column_an_item_ends_where_float32_counts_no_further(histories, tmp_path: Path) -> None:
+    histories.items = MAX_DIMS + 1
+    with pytest.raises(ConfigError, match=r"16777216 columns.*tables\.item\.dims = 'items'"):
+        make_start(config("random"), histories, tmp_path / "start")
     assert not list(tmp_path.iterdir())
 
 

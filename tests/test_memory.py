@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hse_dist.baselines.memory import available_memory
+from hse_dist.memory import available_memory
 
 
 def write(root: Path, name: str, text: str) -> None:
