@@ -1,7 +1,8 @@
 """How much memory this process may still take.
 
 In: nothing but the system's own files. Out: bytes. The smaller of what the machine has and what its control group
-allows counts, as a container's limit does not show in the machine's numbers.
+allows counts, as a container's limit does not show in the machine's numbers. Pages of files that were read once count
+as free in both: the system gives them up when asked.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import os
 from pathlib import Path
 
 _CONTROL_GROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+"""Of versions 2 and 1: folder, limit, use, and the name in memory.stat of what files take of the use."""
 
 
 def available_memory(root: str | Path = "/") -> int:
@@ -21,22 +23,22 @@ def available_memory(root: str | Path = "/") -> int:
     Without them (not Linux) the whole physical memory is the answer.
     """
     root = Path(root)
-    free = [_machine(root / "proc/meminfo")]
-    for limit, used in _CONTROL_GROUPS:
-        most, now = _number(root / limit[1:]), _number(root / used[1:])
+    machine = _entry(root / "proc/meminfo", "MemAvailable:")
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if machine is None else machine * 1024]
+    for folder, limit, used, files in _CONTROL_GROUPS:
+        most, now = _number(root / folder / limit), _number(root / folder / used)
         if most is not None and now is not None:
-            free.append(max(most - now, 0))
+            free.append(max(most - now + (_entry(root / folder / "memory.stat", files) or 0), 0))
     return min(free)
 
 
-def _machine(meminfo: Path) -> int:
+def _entry(path: Path, name: str) -> int | None:
+    """The number beside a name in a file of names and numbers; None without the file or the name."""
     try:
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+        lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return None
+    return next((int(words[1]) for words in lines if words and words[0] == name), None)
 
 
 def _number(path: Path) -> int | None:

@@ -21,6 +21,10 @@ def test_the_smaller_of_machine_and_control_group(tmp_path: Path, folder: str) -
     for limit, expected in (("max\n", 4_096_000), ("1100\n", 1000), ("60\n", 0), (f"{2**60}\n", 4_096_000)):
         write(tmp_path, folder, limit)
         assert available_memory(tmp_path) == expected
+    write(tmp_path, folder, "1100\n")
+    entry = "inactive_file" if folder.endswith("max") else "total_inactive_file"
+    write(tmp_path, str(Path(folder).parent / "memory.stat"), f"cache 999\n{entry} 70\n")
+    assert available_memory(tmp_path) == 1070, "pages of files are not free"
 
 
 def test_a_system_without_these_files_still_answers(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import ray
 from hse_dist.config import SparsitySettings
 from hse_dist.errors import HseError, MissingRanksError, ProtocolError
 from hse_dist.sparsity.messages import Message
+from hse_dist.sparsity.selection import Counts, Query, Selection
 from hse_dist.sparsity.server import SparsityServer
 
 
@@ -42,6 +43,14 @@ class ServerActor:
 
     # joining twice is joining once, so Ray may repeat it while the actor starts again
     @ray.method(max_task_retries=-1)
+    async def open_cut(self, count: int, largest: bool) -> Query:
+        """Begin the selection of a start; the histograms that `feed_cut` wants first."""
+        return self.server.new_cut(count, largest).query
+
+    async def feed_cut(self, histograms: Counts) -> Query | Selection:
+        """The next query of that selection, or its answer."""
+        return self.server.feed_cut(histograms)
+
     async def join(self, attempt: str, ranks: int, steps: int, fingerprint: str, state: dict[str, Any]) -> None:
         """A worker group (re)starts for a run of `steps`; `state` is what its checkpoint says of this server.
 
@@ -114,6 +123,18 @@ class ServerActor:
         """
         self._check(attempt, "Who asks for the state")
         return self.server.state_dict()
+
+
+class RemoteCut:
+    """The selection of a start, decided by the actor; the driver brings it the histograms of the start's files."""
+
+    def __init__(self, actor: Any, count: int, largest: bool) -> None:
+        self.actor = actor
+        self.query: Query = ray.get(actor.open_cut.remote(count, largest), timeout=60.0)
+
+    def feed(self, histograms: Counts) -> Query | Selection:
+        """The next query, or the answer."""
+        return ray.get(self.actor.feed_cut.remote(histograms), timeout=60.0)
 
 
 class RayTransport:

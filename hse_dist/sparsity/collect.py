@@ -18,12 +18,16 @@ from torch import Tensor
 
 from hse_dist.config import RewireSettings
 from hse_dist.model.autoencoder import Activations
+from hse_dist.model.kernels import expand_rows
 from hse_dist.model.operators import SparseOperators
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.growth import Ints, Triples
 
 SPARSE_BELOW = 0.1
 """Density of the user vectors under which their product is a sparse one; measured on CPU, where it breaks even."""
+
+GROUP = 64
+"""Columns whose maximum is looked at first: a search for the strongest of all would take longer than the products."""
 
 
 def strongest_positions(activations: Activations, explore: int, memory_bytes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,81 +43,93 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     """
     operators = activations.operators
     assert isinstance(operators, SparseOperators)
-    users = _matrix(torch.cat(activations.u_kb, 1).detach())
-    grad_u, weighted = _gradients(activations.u_kb), _gradients(activations.scores_cb)
+    users, grad_u = _matrix(_joined(activations.u_kb).detach()), _gradients(activations.u_kb)
+    weighted = _gradients(activations.scores_cb)
     if operators.gains is not None:
         weighted = weighted * operators.gains.detach()[:, None]
-    histories = _Histories(activations.positions, activations.user, len(weighted), grad_u)
-    block = max(1, memory_bytes // (4 * 4 * max(1, operators.pattern.dims)))
+    histories = _Histories(activations, len(weighted))
+    block = max(1, memory_bytes // (2 * grad_u.element_size() * max(1, operators.pattern.dims)))
     parts = []
     for first in range(0, max(len(weighted), 1), block):
-        last = min(first + block, len(weighted))
-        gradient_ck = torch.mm(users, weighted[first:last].t()).t() + torch.mm(histories[first:last], grad_u.t())
-        _clear_live(gradient_ck, operators, first, last)
-        parts.append(_strongest(gradient_ck, explore, first))
+        chosen = histories.order[first : first + block]
+        gradient_kc = torch.mm(users, weighted[chosen].t())
+        histories.add(gradient_kc, grad_u, first)
+        _clear_live(gradient_kc, operators, chosen)
+        parts.append(_strongest(gradient_kc, explore, chosen))
     candidate, place, gradient = (torch.cat(column) for column in zip(*parts, strict=True))
     columns = place if operators.kept_columns is None else operators.kept_columns[place]
     return candidate, columns, gradient
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts side by side; one part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _gradients(parts: list[Tensor]) -> Tensor:
     """The kept gradients of the parts, side by side."""
     gradients = [part.grad for part in parts if part.grad is not None]
     assert len(gradients) == len(parts)
-    return torch.cat(gradients, 1)
+    return _joined(gradients)
 
 
 def _matrix(u_kb: Tensor) -> Tensor:
     """User vectors [K, B], as CSR where they are sparse enough to pay."""
-    density = (u_kb != 0).float().mean() if u_kb.numel() else torch.tensor(1.0)
-    return _csr(u_kb) if density < SPARSE_BELOW else u_kb
-
-
-def _csr(matrix: Tensor) -> Tensor:
+    if int(torch.count_nonzero(u_kb)) >= SPARSE_BELOW * u_kb.numel():
+        return u_kb
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return matrix.to_sparse_csr()
+        return u_kb.to_sparse_csr()
 
 
 class _Histories:
-    """Xᵀ [C, B] with cheap slices of rows."""
+    """Xᵀ∂u for blocks of candidates; those in a history come first, so that the other blocks need no product.
 
-    def __init__(self, candidate: Tensor, user: Tensor, candidates: int, u_kb: Tensor) -> None:
-        order = candidate.argsort(stable=True)
-        self.user, self.users, self.dtype = user[order], u_kb.shape[1], u_kb.dtype
-        ends = torch.bincount(candidate, minlength=candidates).cumsum(0)
-        self.offsets = torch.cat([ends.new_zeros(1), ends])
+    Attributes:
+        order: int64 [C], the candidates in the order of the blocks.
+    """
 
-    def __getitem__(self, rows: slice) -> Tensor:
-        offsets = self.offsets[rows.start : rows.stop + 1]
-        first, last = int(offsets[0]), int(offsets[-1])
-        user = self.user[first:last]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            return torch.sparse_csr_tensor(
-                offsets - first,
-                user,
-                torch.ones(len(user), dtype=self.dtype, device=user.device),
-                (rows.stop - rows.start, self.users),
-                check_invariants=False,
-            )
+    def __init__(self, activations: Activations, candidates: int) -> None:
+        shown = torch.zeros(candidates, dtype=torch.bool, device=activations.positions.device)
+        shown[activations.positions] = True
+        self.order = shown.to(torch.int8).argsort(descending=True, stable=True)
+        places = torch.empty_like(self.order)
+        places[self.order] = torch.arange(candidates, device=places.device)
+        self.places, by_place = places[activations.positions].sort()
+        self.user = activations.user[by_place]
+
+    def add(self, gradient_kc: Tensor, grad_u: Tensor, first: int) -> None:
+        """Add the products of the block of candidates that begins at place `first` of the order, in place."""
+        block = torch.tensor([first, first + gradient_kc.shape[1]], device=self.places.device)
+        begin, end = torch.searchsorted(self.places, block).tolist()
+        if begin < end:
+            x_bc = grad_u.new_zeros(grad_u.shape[1], gradient_kc.shape[1])
+            x_bc[self.user[begin:end], self.places[begin:end] - first] = 1.0
+            gradient_kc.addmm_(grad_u, x_bc)
 
 
-def _clear_live(gradient_ck: Tensor, operators: SparseOperators, first: int, last: int) -> None:
-    pattern = operators.pattern
-    entries = slice(int(pattern.offsets[first]), int(pattern.offsets[last]))
-    gradient_ck[pattern.rows[entries] - first, pattern.columns[entries]] = 0.0
+def _clear_live(gradient_kc: Tensor, operators: SparseOperators, chosen: Tensor) -> None:
+    entries, counts = expand_rows(operators.pattern.offsets, chosen)
+    local = torch.repeat_interleave(torch.arange(len(chosen), device=chosen.device), counts)
+    gradient_kc[operators.pattern.columns[entries], local] = 0.0
     if operators.kept_columns is not None:
-        gradient_ck[:, -1] = 0.0  # the spare column stands for no column
+        gradient_kc[-1] = 0.0  # the spare column stands for no column
 
 
-def _strongest(gradient_ck: Tensor, explore: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    count = min(explore, gradient_ck.shape[1])
-    place = gradient_ck.abs().topk(count, dim=1, sorted=False).indices
-    gradient = gradient_ck.gather(1, place).flatten()
-    candidate = torch.arange(first, first + len(gradient_ck), device=place.device).repeat_interleave(count)
-    kept = gradient != 0
-    return candidate[kept], place.flatten()[kept], gradient[kept]
+def _strongest(gradient_kc: Tensor, explore: int, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The strongest `explore` of each candidate: they lie in the `explore` groups of columns with the largest maxima."""
+    dims, count = gradient_kc.shape
+    whole = dims // GROUP * GROUP
+    groups = [gradient_kc[:whole].view(-1, GROUP, count), gradient_kc[None, whole:]]
+    maxima = torch.cat([torch.maximum(part.amax(1), -part.amin(1)) for part in groups if part.numel()])
+    group = maxima.t().topk(min(explore, len(maxima)), dim=1, sorted=False).indices
+    places = (group[:, :, None] * GROUP + torch.arange(GROUP, device=group.device)).flatten(1)
+    outside, candidate = places >= dims, torch.arange(count, device=group.device)[:, None]
+    gradients = gradient_kc[places.clamp(max=dims - 1), candidate].masked_fill(outside, 0.0)
+    best = gradients.abs().topk(min(explore, places.shape[1]), dim=1, sorted=False).indices
+    gradients, places = gradients.gather(1, best), places.gather(1, best)
+    kept = gradients != 0
+    return chosen[:, None].expand_as(places)[kept], places[kept], gradients[kept]
 
 
 class GrowthCollector:

@@ -19,7 +19,7 @@ from hse_dist.config import SparsitySettings
 from hse_dist.errors import ProtocolError
 from hse_dist.sparsity.messages import Close, Closed, Failed, Histogram, Message, Open, Plan, Purpose
 from hse_dist.sparsity.schedule import drop_fraction
-from hse_dist.sparsity.selection import Query, RadixSelection, Selection
+from hse_dist.sparsity.selection import Counts, Query, RadixSelection, Selection
 
 LARGEST: dict[Purpose, bool] = {"drop": False, "grow": True, "restore": True}
 """Which end of the order each selection takes."""
@@ -42,6 +42,7 @@ class SparsityServer:
         self._live = 0
         self._plan = Plan(0, 0, 0.0)
         self._selection: RadixSelection | None = None
+        self._cut: RadixSelection | None = None
         self._purpose: Purpose | None = None
         self._results: dict[Purpose, Selection] = {}
 
@@ -131,8 +132,18 @@ class SparsityServer:
 
     def new_cut(self, count: int, largest: bool) -> RadixSelection:
         """The selection of a start: before there are ranks, the driver feeds it the histograms of the start's files."""
-        self._selection = RadixSelection(count, largest)
-        return self._selection
+        self._cut = RadixSelection(count, largest)
+        return self._cut
+
+    def feed_cut(self, histograms: Counts) -> Query | Selection:
+        """The next query of the selection of a start, or its answer.
+
+        Raises:
+            ProtocolError: no such selection was begun, or the histograms do not fit it.
+        """
+        if self._cut is None:
+            raise ProtocolError("Histograms of a start came before its selection was begun.")
+        return self._cut.feed(histograms)
 
     def record_start(self, kind: str, live: int) -> None:
         """Open the journal with the start, version 0."""

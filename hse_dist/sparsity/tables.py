@@ -6,6 +6,8 @@ the table is made on `meta`, and each rank reads the rows that it owns.
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
@@ -14,6 +16,8 @@ from hse_dist.ranks import Ranks
 from hse_dist.sparsity.start import StartFolder
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.sharded import DenseTable, OwnedRows, PackedTable
+
+log = logging.getLogger(__name__)
 
 
 def make_table(config: Config, rows: int, start: StartFolder | None, ranks: Ranks) -> PackedTable | DenseTable:
@@ -28,6 +32,9 @@ def make_table(config: Config, rows: int, start: StartFolder | None, ranks: Rank
         return dense
     lengths = np.ceil(start.live(0, rows) * (1.0 + settings.slack)).astype(np.int64)
     layout = RowLayout.from_lengths(lengths, settings.chunk_width)
+    sparsity = config.sparsity
+    if sparsity.budget.kind == "global" and sparsity.rewire.interval and layout.slots == start.live_entries:
+        log.warning("No row has a free slot, so rows cannot grow at others' cost: raise tables.item.slack")
     with_gains = config.model.row_norm == "free"
     table = PackedTable(layout, start.dims, ranks, config.train, settings.sharding, with_gains=with_gains)
     table.set_gains(start.gains)

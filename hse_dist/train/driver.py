@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 from hse_dist.checkpoint.store import CheckpointStore
@@ -20,6 +21,7 @@ from hse_dist.errors import RunFolderError
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import make_start
+from hse_dist.sparsity.start.cut import NewSelection
 from hse_dist.train.worker import train_worker
 
 log = logging.getLogger(__name__)
@@ -38,14 +40,11 @@ def train(config: Config) -> dict[str, Any]:
             log.info("No prepared histories in %s: preparing", config.data.folder)
             prepare(config)
         folder.claim()
+        folder.claim_data(Prepared(config.data.folder))
         _check_resume(config, folder)
-        state = _make_start(config, folder)
-        arguments: dict[str, Any] = {"config": config, "server": None, "server_state": state}
-        if config.cluster.workers:
-            from hse_dist.sparsity.actor import start_server
-
-            name = f"SparsityServer-{uuid.uuid4().hex[:8]}"
-            arguments["server"] = start_server(config.sparsity, config.sparsity.model_dump_json(), name)
+        actor = _start_server(config)
+        state = _make_start(config, folder, actor)
+        arguments = {"config": config, "server": actor, "server_state": state}
         summary = run_workers(train_worker, arguments, config, "train")
     return {**summary, "seconds": time.perf_counter() - began, "seconds_of_training": summary["seconds"]}
 
@@ -63,12 +62,28 @@ def _check_resume(config: Config, folder: RunFolder) -> None:
         raise RunFolderError(f"The run folder {folder.path} has no checkpoint.", setting="run.resume", value="must")
 
 
-def _make_start(config: Config, folder: RunFolder) -> dict[str, Any]:
-    """Make the start folder where it is missing; the SparsityServer's state after the first cut."""
+def _start_server(config: Config) -> Any:
+    """The SparsityServer's actor; None without workers, where rank 0 holds the server."""
+    if not config.cluster.workers:
+        return None
+    from hse_dist.sparsity.actor import start_server
+
+    name = f"SparsityServer-{uuid.uuid4().hex[:8]}"
+    return start_server(config.sparsity, config.sparsity.model_dump_json(), name)
+
+
+def _make_start(config: Config, folder: RunFolder, actor: Any) -> dict[str, Any]:
+    """Make the start folder where it is missing, its cut decided by the server; the server's state after that."""
     server = SparsityServer(config.sparsity, 0, 1)
-    if config.tables.item.kind == "packed":
-        began = time.perf_counter()
-        start = make_start(config, Prepared(config.data.folder), folder.start, server.new_cut)
-        server.record_start(config.sparsity.start, start.live_entries)
-        log.info("The start %s is there after %.1f s", config.sparsity.start, time.perf_counter() - began)
+    if config.tables.item.kind == "dense":
+        return server.state_dict()
+    began = time.perf_counter()
+    new_selection: NewSelection = server.new_cut
+    if actor is not None:
+        from hse_dist.sparsity.actor import RemoteCut
+
+        new_selection = partial(RemoteCut, actor)
+    start = make_start(config, Prepared(config.data.folder), folder.start, new_selection)
+    log.info("The start %s is there after %.1f s", config.sparsity.start, time.perf_counter() - began)
+    server.record_start(config.sparsity.start, start.live_entries)
     return server.state_dict()

@@ -86,6 +86,35 @@ def test_a_step_that_is_saved_again_replaces_the_first(tmp_path):
     run_ranks(work, 1)
 
 
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize(("step", "kept"), [(8, [8]), (4, [4])])
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_part_of_it(tmp_path, step, kept):
+    store = CheckpointStore(tmp_path, 1)
+
+    def killed(path: Path, **_: Any) -> None:
+        if path.exists():
+            (path / "facts.json").unlink()
+            raise Killed
+
+    def work(ranks: Ranks) -> None:
+        save(store, ranks, 4, content=1.0)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            patch.setattr("shutil.rmtree", killed)
+            save(store, ranks, step, content=2.0)
+        assert [one.step for one in store.all()] == kept
+        state = {"table": torch.zeros(3)}
+        store.load(store.all()[0], state)
+        assert state["table"].tolist() == [2.0] * 3
+        assert len(list(tmp_path.iterdir())) == 2, "nothing was left to be removed"
+        save(store, ranks, 12)
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000012"]
+
+    run_ranks(work, 1)
+
+
 def edit_facts(folder: Path, **changes: Any) -> None:
     path = folder / "facts.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

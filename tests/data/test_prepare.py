@@ -16,7 +16,7 @@ from hse_dist.config import Config, DataSettings
 from hse_dist.data import shuffle
 from hse_dist.data.hashing import BUCKET_SEED, SPLIT_SALT, TARGET_SALT, bucket_of, hash_ids, mix
 from hse_dist.data.histories import targets
-from hse_dist.data.prepare import is_prepared, prepare
+from hse_dist.data.prepare import is_prepared, open_prepared, prepare
 from hse_dist.data.schema import plan
 from hse_dist.data.source import find_files
 from hse_dist.errors import DataError
@@ -223,7 +223,10 @@ def test_a_folder_of_other_settings_or_other_files_is_refused(
     assert not is_prepared(config)
     prepare(config)
     assert is_prepared(config) and is_prepared(make_config(tmp_path / "data", source, tasks=7, memory_mb=5))
-    for action in (is_prepared, prepare):
+    assert open_prepared(config).users("train") > 0
+    with pytest.raises(DataError, match=r"no prepared histories in .*none\. Prepare them first.*data\.folder"):
+        open_prepared(make_config(tmp_path / "none", source))
+    for action in (is_prepared, prepare, open_prepared):
         with pytest.raises(DataError, match=r"made with other settings: data\.min_user_count = 1 \(now 2\)"):
             action(make_config(tmp_path / "data", source, min_user_count=2))
     (tmp_path / "mine").mkdir()

@@ -4,11 +4,13 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import HistoryBlock, Prepared
 from hse_dist.errors import DataError
 
@@ -22,13 +24,17 @@ def histories(prepared: Prepared, split: str, column: str) -> list[list[int]]:
 @pytest.mark.parametrize("batch_users", [5, 8192])
 def test_scan_gives_every_history_in_file_order(prepared: Prepared, split: str, batch_users: int) -> None:
     columns = ("rows",) if split == "train" else ("rows", "target")
-    rows, target = [], []
+    rows, target, sizes = [], [], []
     for block in prepared.scan(split, columns, batch_users):
-        assert 0 < len(block) <= batch_users and block.rows.dtype == block.offsets.dtype == np.int64
+        assert block.rows.dtype == block.offsets.dtype == np.int64
+        sizes.append(len(block))
         rows += [part.tolist() for part in np.split(block.rows, block.offsets[1:-1])]
         held = block.targets()
         target += [part.tolist() for part in np.split(held.rows, held.offsets[1:-1])]
     assert rows == histories(prepared, split, "rows") and len(rows) == prepared.users(split) > 0
+    # blocks are full although users lie in three files
+    whole, rest = divmod(len(rows), batch_users)
+    assert sizes == [batch_users] * whole + [rest] * (rest > 0)
     if split != "train":
         assert target == histories(prepared, split, "target")
 
@@ -44,6 +50,25 @@ def test_matrices_hold_the_histories(prepared: Prepared) -> None:
     counts = np.asarray(prepared.matrix("train").sum(axis=0)).ravel()
     assert (counts == prepared.counts()).all() and (np.diff(prepared.counts()) <= 0).all()
     assert len(prepared.item_ids()) == prepared.items
+
+
+def test_the_fingerprint_is_that_of_the_content(
+    tmp_path: Path, make_config: Any, write_log: Any, random_log: Any
+) -> None:
+    source, log = tmp_path / "log.parquet", random_log(60, 20, 600)
+
+    def fingerprint(folder: str) -> str:
+        write_log(source, log)
+        prepare(make_config(tmp_path / folder, source))
+        return Prepared(tmp_path / folder).fingerprint
+
+    first = fingerprint("one")
+    assert fingerprint("two") == first and len(first) == 64
+    # two users change places: every number of the manifest and all counts of items stay
+    log["user_id"] = [{3: 4, 4: 3}.get(user, user) for user in log["user_id"]]
+    assert fingerprint("three") != first
+    manifests = [Prepared(tmp_path / folder).manifest for folder in ("one", "three")]
+    assert {**manifests[0], "files": 0} == {**manifests[1], "files": 0}
 
 
 def test_it_pickles_as_its_path(prepared: Prepared) -> None:

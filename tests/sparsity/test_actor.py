@@ -146,6 +146,31 @@ def test_a_new_worker_group_takes_over_with_its_state_and_the_old_one_is_refused
     assert state["version"] == 1 and [entry["version"] for entry in state["journal"]] == [0, 1]
 
 
+def test_a_server_that_died_refuses_all_until_a_worker_group_joins_with_its_state(actor):
+    old = connect(actor)
+    on_two_ranks(old, 2)
+    state = old[0].state_dict()
+    ray.kill(actor, no_restart=False)
+    # while Ray starts it again it does not answer, then it knows nobody; in no case is there an empty journal
+    for ask in (lambda: old[0].state_dict(), lambda: old[1].ask(Open(3, 1, 0, 10, 5))):
+        with pytest.raises(ProtocolError, match="SparsityServer died"):
+            ask()
+    new = connect(actor, attempt="second", **state)
+    assert new[1].state_dict() == state
+    with pytest.raises(ProtocolError, match="belongs to the worker group first, not to second"):
+        old[0].state_dict()
+    with pytest.raises(ProtocolError, match=r"versions \[1\] came, version 3 is next"):
+        raise on_two_ranks(new, 1)[0]
+
+
+def test_a_server_that_is_gone_for_good_is_named(actor):
+    transport = connect(actor)[0]
+    ray.kill(actor)
+    for call in (transport.state_dict, lambda: transport.join(2, STEPS, "settings", START)):
+        with pytest.raises(ProtocolError, match=r"The SparsityServer died\."):
+            call()
+
+
 def test_a_rank_of_another_version_is_refused_on_both(actor):
     transports = connect(actor)
     with ThreadPoolExecutor(2) as pool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from hse_dist.config import ModelSettings, TrainSettings
 from hse_dist.data.batch import Batch
+from hse_dist.errors import PlanError
 from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.ranks import Ranks
+from hse_dist.tables import plan
 from hse_dist.tables.block import SparseRows
-from hse_dist.tables.sharded import PackedTable
+from hse_dist.tables.sharded import DenseTable, PackedTable
 from hse_dist.testing.ranks import run_ranks
 from hse_dist.testing.tables import Content, read_all
 
@@ -63,6 +67,42 @@ def test_every_rank_reads_all_rows_and_owns_its_own(ranks, sharding):
     if (ranks, sharding) == (4, "row_wise"):
         offsets = CONTENT.layout.offsets.numpy()
         assert any(first not in offsets for first, _ in answers[0][4]), "no row straddles a shard boundary"
+
+
+def refuse_empty_shards(ranks: Ranks, gains_only: bool) -> int:
+    """In 9 rows of 4 ranks the chunks suffice and the gains do not, else one row has one chunk."""
+    table, count = ("item_gains", 9) if gains_only else ("item_(values|columns)", 1)
+    content = Content.random(1, count, DIMS, WIDTH, longest=5, long_rows={1: 40, 2: 40} if gains_only else {})
+    words = rf"The {count} rows of {table} leave a rank of {ranks.size} without.*tables\.item\.sharding = 'row_wise'"
+    with pytest.raises(PlanError, match=words):
+        content.table(ranks, "row_wise", TrainSettings(), with_gains=gains_only)
+    with pytest.raises(PlanError, match="The 1 rows of"):
+        DenseTable(1, 8, ranks, TrainSettings(), "row_wise")
+    rows = read_all(content.table(ranks, "table_wise", TrainSettings(), with_gains=True))
+    assert np.array_equal(rows.values.numpy(), np.concatenate(content.values)), "the way out is none"
+    return ranks.rank
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("ranks", "gains_only"), [(2, False), (4, True)])
+def test_a_rank_without_rows_is_refused_on_every_rank(ranks, gains_only):
+    assert run_ranks(refuse_empty_shards, ranks, gains_only) == list(range(ranks))
+
+
+def test_the_planner_knows_the_machine(monkeypatch):
+    monkeypatch.setattr(plan, "available_memory", lambda: 4096)
+    ranks = SimpleNamespace(size=8, device=torch.device("cpu"))
+    for local, memory in (("2", 2048), (None, 512)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local) if local else monkeypatch.delenv("LOCAL_WORLD_SIZE")
+        topology = plan.make_topology(ranks)
+        assert topology.local_world_size == int(local or 8) and len(topology.devices) == 8
+        assert {device.storage.ddr for device in topology.devices} == {memory}
+
+
+def test_a_table_larger_than_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(plan, "available_memory", lambda: 4096)
+    with pytest.raises(PlanError, match="no placement for item_values"):
+        run_ranks(make_table, 1, "row_wise")
 
 
 def rank_batch(rank: int) -> Batch:
