@@ -246,3 +246,10 @@ def prepare_process(settings: ClusterSettings) -> None:
         m_mmap_threshold, m_trim_threshold = -3, -1
         libc.mallopt(m_mmap_threshold, 1 << 30)
         libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
+def release_memory() -> None:
+    """Give free memory back to the system, after work that took much of it for a moment (see `prepare_process`)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

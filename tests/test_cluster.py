@@ -52,13 +52,14 @@ def test_an_error_that_would_come_again_does_not_run_the_work_again(shared_ray, 
             calls.write("x")
         raise NumericError("Row 3 is NaN.", cause="Too fast.", setting="train.learning_rate", value=Path("9"))
 
-    error, folder = run_on_ray(make_config, work, failures=2)
+    error, folder = run_on_ray(make_config, work, failures=1)
     assert type(error) is NumericError
     assert str(error) == "Row 3 is NaN. Too fast. (setting train.learning_rate = '9')"
     assert (folder / "calls").read_text() == "x"
     assert sorted(path.name for path in folder.iterdir()) == ["calls", "ray"]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_an_error_that_may_pass_is_tried_again(shared_ray, make_config):
     def work(ranks: Ranks, arguments: dict[str, Any]) -> Any:

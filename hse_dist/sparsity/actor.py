@@ -41,8 +41,6 @@ class ServerActor:
         self._replies: dict[int, list[Any]] = {}
         self._done: dict[int, asyncio.Event] = {}
 
-    # joining twice is joining once, so Ray may repeat it while the actor starts again
-    @ray.method(max_task_retries=-1)
     async def open_cut(self, count: int, largest: bool) -> Query:
         """Begin the selection of a start; the histograms that `feed_cut` wants first."""
         return self.server.new_cut(count, largest).query
@@ -51,6 +49,8 @@ class ServerActor:
         """The next query of that selection, or its answer."""
         return self.server.feed_cut(histograms)
 
+    # joining twice is joining once, so Ray may repeat it while the actor starts again
+    @ray.method(max_task_retries=-1)
     async def join(self, attempt: str, ranks: int, steps: int, fingerprint: str, state: dict[str, Any]) -> None:
         """A worker group (re)starts for a run of `steps`; `state` is what its checkpoint says of this server.
 

@@ -56,6 +56,7 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
         histories.add(gradient_kc, grad_u, first)
         _clear_live(gradient_kc, operators, chosen)
         parts.append(_strongest(gradient_kc, explore, chosen))
+        del gradient_kc  # before the next one is made
     candidate, place, gradient = (torch.cat(column) for column in zip(*parts, strict=True))
     columns = place if operators.kept_columns is None else operators.kept_columns[place]
     return candidate, columns, gradient
@@ -117,11 +118,11 @@ def _clear_live(gradient_kc: Tensor, operators: SparseOperators, chosen: Tensor)
 
 
 def _strongest(gradient_kc: Tensor, explore: int, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The strongest `explore` of each candidate: they lie in the `explore` groups of columns with the largest maxima."""
+    """The strongest `explore` of each candidate; they lie in as many groups of columns, those of the largest maxima."""
     dims, count = gradient_kc.shape
     whole = dims // GROUP * GROUP
-    groups = [gradient_kc[:whole].view(-1, GROUP, count), gradient_kc[None, whole:]]
-    maxima = torch.cat([torch.maximum(part.amax(1), -part.amin(1)) for part in groups if part.numel()])
+    groups = [gradient_kc[:whole].view(dims // GROUP, GROUP, count), gradient_kc[None, whole:]]
+    maxima = torch.cat([torch.maximum(part.amax(1), -part.amin(1)) for part in groups if part.shape[0] * part.shape[1]])
     group = maxima.t().topk(min(explore, len(maxima)), dim=1, sorted=False).indices
     places = (group[:, :, None] * GROUP + torch.arange(GROUP, device=group.device)).flatten(1)
     outside, candidate = places >= dims, torch.arange(count, device=group.device)[:, None]

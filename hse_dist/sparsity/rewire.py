@@ -92,7 +92,7 @@ def rewire(
     """
     with _told(transport, version + 1):
         entries = live_entries(owned, gains)
-    live = _sums(owned, lambda slots: owned.live[slots])
+    live = _sums(owned, lambda slots: owned.columns[slots] < owned.dims)
     floor = np.full(len(live), settings.budget.floor)
     protected = foremost(entries.rows, entries.keys, floor, owned.first, largest=True)
     plan = transport.ask(Open(version + 1, step, owned.first, len(entries.rows), int((~protected).sum())))

@@ -11,9 +11,11 @@ import logging
 import numpy as np
 import torch
 
+from hse_dist.cluster import release_memory
 from hse_dist.config import Config
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.start.folder import RANGE_ROWS
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.sharded import DenseTable, OwnedRows, PackedTable
 
@@ -48,8 +50,12 @@ def fill(table: PackedTable, start: StartFolder) -> None:
     bounds = table.layout.offsets[first : last + 1].cpu().numpy() * table.layout.width
     offsets = bounds - bounds[0]
     values = np.zeros(offsets[-1], dtype=np.float32)
-    columns = np.full(offsets[-1], table.dims, dtype=np.int64)
-    row_offsets, entry_columns, entry_values = start.entries(first, last)
-    slots = np.repeat(offsets[:-1] - row_offsets[:-1], np.diff(row_offsets)) + np.arange(len(entry_columns))
-    values[slots], columns[slots] = entry_values, entry_columns
+    columns = np.full(offsets[-1], table.dims, dtype=np.int32)
+    for begin in range(first, last, RANGE_ROWS):
+        end = min(begin + RANGE_ROWS, last)
+        row_offsets, entry_columns, entry_values = start.entries(begin, end)
+        shift = offsets[begin - first : end - first] - row_offsets[:-1]
+        slots = np.repeat(shift, np.diff(row_offsets)) + np.arange(len(entry_columns))
+        values[slots], columns[slots] = entry_values, entry_columns
     table.put_back(OwnedRows(first, last, offsets, values, columns, table.dims))
+    release_memory()

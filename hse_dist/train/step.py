@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from hse_dist.cluster import release_memory
 from hse_dist.config import Config
 from hse_dist.data.batch import Batch, make_batch
 from hse_dist.data.prepared import HistoryBlock
@@ -87,6 +88,7 @@ class Trainer:
             triples, seen = self.collector.send_to_owners(self.ranks, table.row_ranges)
             candidates = Candidates(*merge(triples, seen))
             visited = len(seen)
+        release_memory()  # the collecting steps before it and the rewire itself would add up
         owned = table.owned()
         gains = table.gains(owned.first, owned.last)
         unit = self.config.model.row_norm == "unit"
