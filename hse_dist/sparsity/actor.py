@@ -125,16 +125,35 @@ class ServerActor:
         return self.server.state_dict()
 
 
+def _get(reference: Any, limit: float) -> Any:
+    """The actor's answer, or its error as one of this project's."""
+    try:
+        return ray.get(reference, timeout=limit)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, HseError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        raise ProtocolError(
+            "The SparsityServer died.",
+            cause=f"Its node was lost or had no memory left, perhaps; workers that restart join a new one. {error}",
+        ) from None
+    except ray.exceptions.GetTimeoutError:
+        raise MissingRanksError(
+            "The SparsityServer does not answer.", setting="cluster.timeout_seconds", value=limit
+        ) from None
+
+
 class RemoteCut:
     """The selection of a start, decided by the actor; the driver brings it the histograms of the start's files."""
 
-    def __init__(self, actor: Any, count: int, largest: bool) -> None:
-        self.actor = actor
-        self.query: Query = ray.get(actor.open_cut.remote(count, largest), timeout=60.0)
+    def __init__(self, actor: Any, limit: float, count: int, largest: bool) -> None:
+        self.actor, self.limit = actor, limit
+        self.query: Query = _get(actor.open_cut.remote(count, largest), limit)
 
     def feed(self, histograms: Counts) -> Query | Selection:
         """The next query, or the answer."""
-        return ray.get(self.actor.feed_cut.remote(histograms), timeout=60.0)
+        return _get(self.actor.feed_cut.remote(histograms), self.limit)
 
 
 class RayTransport:
@@ -150,22 +169,8 @@ class RayTransport:
         self.actor, self.attempt, self.rank, self.limit, self.sequence = actor, attempt, rank, limit, 0
 
     def _get(self, reference: Any) -> Any:
-        try:
-            # a little longer than the actor's own limit, so that its error, which names the missing, comes first
-            return ray.get(reference, timeout=self.limit + 10.0)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, HseError):
-                raise error.cause from None
-            raise
-        except ray.exceptions.RayActorError as error:
-            raise ProtocolError(
-                "The SparsityServer died.",
-                cause=f"Its node was lost or had no memory left, perhaps; workers that restart join a new one. {error}",
-            ) from None
-        except ray.exceptions.GetTimeoutError:
-            raise MissingRanksError(
-                "The SparsityServer does not answer.", setting="cluster.timeout_seconds", value=self.limit
-            ) from None
+        # a little longer than the actor's own limit, so that its error, which names the missing, comes first
+        return _get(reference, self.limit + 10.0)
 
     def join(self, ranks: int, steps: int, fingerprint: str, state: dict[str, Any]) -> None:
         """Make this worker group the one that the server listens to."""

@@ -82,7 +82,7 @@ def _make_start(config: Config, folder: RunFolder, actor: Any) -> dict[str, Any]
     if actor is not None:
         from hse_dist.sparsity.actor import RemoteCut
 
-        new_selection = partial(RemoteCut, actor)
+        new_selection = partial(RemoteCut, actor, float(config.cluster.timeout_seconds))
     start = make_start(config, Prepared(config.data.folder), folder.start, new_selection)
     log.info("The start %s is there after %.1f s", config.sparsity.start, time.perf_counter() - began)
     server.record_start(config.sparsity.start, start.live_entries)
