@@ -48,15 +48,17 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     if operators.gains is not None:
         weighted = weighted * operators.gains.detach()[:, None]
     histories = _Histories(activations, len(weighted))
-    block = max(1, memory_bytes // (2 * grad_u.element_size() * max(1, operators.pattern.dims)))
-    parts = []
-    for first in range(0, max(len(weighted), 1), block):
+    dims, most = len(grad_u), max(len(weighted), 1)
+    block = min(most, max(1, memory_bytes // (2 * grad_u.element_size() * dims)))
+    # one buffer for all blocks: memory of this size, taken again and again, would scatter and fault in anew each time
+    buffer, parts = grad_u.new_zeros(dims * block), []
+    for first in range(0, most, block):
         chosen = histories.order[first : first + block]
-        gradient_kc = torch.mm(users, weighted[chosen].t())
+        gradient_kc = buffer[: dims * len(chosen)].view(dims, len(chosen))
+        gradient_kc.addmm_(users, weighted[chosen].t().contiguous(), beta=0)
         histories.add(gradient_kc, grad_u, first)
         _clear_live(gradient_kc, operators, chosen)
         parts.append(_strongest(gradient_kc, explore, chosen))
-        del gradient_kc  # before the next one is made
     candidate, place, gradient = (torch.cat(column) for column in zip(*parts, strict=True))
     columns = place if operators.kept_columns is None else operators.kept_columns[place]
     return candidate, columns, gradient
