@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hse_dist.data.hashing import mix
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -74,18 +76,9 @@ def random_positions(rows: Ints, counts: Ints, dims: int, seed: int, version: in
     """
     repeated = np.repeat(rows, counts)
     index = np.arange(len(repeated)) - np.repeat(np.cumsum(counts) - counts, counts)
-    key = _mix(repeated.astype(np.uint64) ^ _mix(np.uint64(seed) + (np.uint64(version) << np.uint64(32))))
-    draws = _mix(key + index.astype(np.uint64))
+    key = mix(repeated.astype(np.uint64) ^ mix(np.array([seed + (version << 32)], dtype=np.uint64)))
+    draws = mix(key + index.astype(np.uint64))
     columns = (draws % np.uint64(dims)).astype(np.int64)
-    scores = ((_mix(draws) >> np.uint64(40)).astype(np.float32) + 1.0) / np.float32(2**24)
+    scores = ((mix(draws) >> np.uint64(40)).astype(np.float32) + 1.0) / np.float32(2**24)
     _, unique = np.unique(repeated * dims + columns, return_index=True)
     return repeated[unique], columns[unique], scores[unique]
-
-
-def _mix(x: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
-    """splitmix64 (Steele et al., OOPSLA 2014): a hash of 64 bits."""
-    with np.errstate(over="ignore"):
-        z = np.asarray(x, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
