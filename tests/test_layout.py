@@ -16,6 +16,7 @@ SOURCES = sorted(path for folder in ("hse_dist", "jobs", "tests") for path in (R
 # saves.
 LAYERS = (
     {path.stem for path in (ROOT / "hse_dist").glob("*.py")},  # what all of them build on
+    {"native"},
     {"data"},
     {"tables"},
     {"model"},

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hse_dist.config import ModelSettings
 from hse_dist.data.batch import Batch
+from hse_dist.model.fused import FusedLoss, Histories, available
 from hse_dist.model.kernels import CosineLoss
 from hse_dist.model.operators import DenseOperators, Operators, SparseOperators, columns_in_use
 from hse_dist.tables.block import DenseRows, SparseRows
@@ -27,20 +28,34 @@ from hse_dist.tables.block import DenseRows, SparseRows
 
 @dataclass(frozen=True)
 class Activations:
-    """What a step leaves for the growth scores; gradients are kept where `collect` asked for it.
+    """What a step leaves for the growth scores.
 
     Attributes:
         operators: the block's operators, with the columns' renumbering.
-        u_kb: transposed user vectors [K, b], one a block of users.
-        scores_cb: scores [C, b], one a block of users.
         positions, user: the history as it was pooled, int64 [L] each (after dropout); users count from 0 to B − 1.
+        blocks: transposed user vectors [K, b] and scores [C, b] of each block of users, of the plain path.
+        kept: what the compiled sweep left; None: the plain path was taken.
     """
 
     operators: Operators
-    u_kb: list[Tensor]
-    scores_cb: list[Tensor]
     positions: Tensor
     user: Tensor
+    blocks: list[tuple[Tensor, Tensor]]
+    kept: dict[str, Tensor] | None
+
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """User vectors [K, B], their gradients [K, B] and those of the scores [C, B], after the backward pass."""
+        if self.kept is not None:
+            return self.kept["users"], self.kept["grad_users"], self.kept["grad_scores"]
+        users, scores = zip(*self.blocks, strict=True)
+        grad_users, grad_scores = ([part.grad for part in parts if part.grad is not None] for parts in (users, scores))
+        assert len(grad_users) == len(users) and len(grad_scores) == len(scores)
+        return _joined([part.detach() for part in users]), _joined(grad_users), _joined(grad_scores)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts side by side; one part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class Autoencoder:
@@ -82,34 +97,53 @@ class Autoencoder:
         Args:
             rows: the rows of `batch.candidates`, in that order.
             generator: of the input dropout; None: no dropout.
-            collect: keep the gradients of `u_kb` and `scores_cb`, and columns that only candidates use.
+            collect: keep what `Activations.matrices` gives, and columns that only candidates use.
         """
         lengths = batch.offsets.diff()
-        users, trained = len(lengths), max(int((lengths > 0).sum()), 1)
-        user = torch.repeat_interleave(torch.arange(users, device=lengths.device), lengths)
-        seen = self._seen(batch.positions, generator)
-        pooled, owner = (batch.positions, user) if seen is None else (batch.positions[seen], user[seen])
+        trained = max(int((lengths > 0).sum()), 1)
+        histories = Histories(batch.offsets, batch.positions, self._seen(batch.positions, generator), trained)
+        if isinstance(rows, SparseRows) and available(rows.values):
+            return self.fused_loss(rows, histories, collect=collect)
+        return self.plain_loss(rows, histories, collect=collect)
+
+    def fused_loss(self, rows: SparseRows, histories: Histories, *, collect: bool) -> tuple[Tensor, Activations]:
+        """`loss` by the compiled sweep."""
+        positions, user = histories.pooled()
+        columns = self._kept_columns(rows, None if collect else positions)
+        operators = SparseOperators(rows, unit=self.settings.row_norm == "unit", kept_columns=columns)
+        kept: dict[str, Tensor] | None = {} if collect else None
+        values, weights, own = operators.values, operators.weights, operators.squares
+        loss = FusedLoss.apply(values, weights, own, operators.pattern, histories, self.settings.score_clip, kept)
+        return loss, Activations(operators, positions, user, [], kept)
+
+    def plain_loss(
+        self, rows: SparseRows | DenseRows, histories: Histories, *, collect: bool
+    ) -> tuple[Tensor, Activations]:
+        """`loss` by the functions of `kernels.py`, or of dense rows."""
+        users = len(histories.offsets) - 1
+        pooled, pooled_user = histories.pooled()
         operators = self.operators(rows, self._kept_columns(rows, None if collect else pooled))
-        activations = Activations(operators, [], [], pooled, owner)
-        losses = []
+        user, shown = histories.user(), histories.shown
+        losses, blocks = [], []
         for first in range(0, max(users, 1), operators.user_block):
             last = min(first + operators.user_block, users)
-            part = slice(int(batch.offsets[first]), int(batch.offsets[last]))
-            positions, owner = batch.positions[part], user[part] - first
+            part = slice(int(histories.offsets[first]), int(histories.offsets[last]))
+            positions, owner = histories.positions[part], user[part] - first
             own = operators.own(positions)
-            if seen is None:
+            if shown is None:
                 u_kb = operators.pool(positions, owner, last - first)
             else:
-                u_kb = operators.pool(positions[seen[part]], owner[seen[part]], last - first)
-                own = own * seen[part]  # a hidden item contributes nothing to its own score
+                u_kb = operators.pool(positions[shown[part]], owner[shown[part]], last - first)
+                own = own * shown[part]  # a hidden item contributes nothing to its own score
             scores_cb = operators.score(u_kb)
             if collect:
                 u_kb.retain_grad()
                 scores_cb.retain_grad()
-                activations.u_kb.append(u_kb)
-                activations.scores_cb.append(scores_cb)
-            losses.append(CosineLoss.apply(scores_cb, own, positions, owner, trained, self.settings.score_clip))
-        return torch.stack(losses).sum(), activations
+                blocks.append((u_kb, scores_cb))
+            losses.append(
+                CosineLoss.apply(scores_cb, own, positions, owner, histories.trained, self.settings.score_clip)
+            )
+        return torch.stack(losses).sum(), Activations(operators, pooled, pooled_user, blocks, None)
 
     def _seen(self, positions: Tensor, generator: torch.Generator | None) -> Tensor | None:
         """Which history positions the input shows, bool [L]; None: all of them."""

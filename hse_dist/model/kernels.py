@@ -22,6 +22,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+SMALLEST_SQUARE = 1e-12
+"""Of the length of a user's scores; below it they have no direction."""
+
 
 def expand_rows(offsets: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """The entries of the rows `positions` [L], one row after the other.
@@ -166,19 +169,21 @@ class CosineLoss(Function):
         length = torch.bincount(user, minlength=scores.shape[1]).to(scores.dtype)
         zeros = scores.new_zeros(scores.shape[1])
         squares = column_squares(bounded).index_add(0, user, hit_bounded.square() - raw_bounded.square())
-        norm = squares.clamp_min(1e-12).sqrt()
-        inner = zeros.index_add(0, user, hit_bounded)
+        # scores that are all zero have no direction: such a user counts in the loss and has no gradient
+        still = squares <= SMALLEST_SQUARE
+        norm = squares.masked_fill(still, 1.0).sqrt()
+        inner = zeros.index_add(0, user, hit_bounded).masked_fill(still, 0.0)
         cosine = inner / (norm * length.clamp_min(1.0).sqrt())
-        ctx.save_for_backward(scores, hit, flat, user, norm, length, cosine)
+        ctx.save_for_backward(scores, hit, flat, user, norm, length, cosine, still)
         ctx.users, ctx.clip = users, clip
         return (2.0 - 2.0 * cosine)[length > 0].sum() / max(users, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scores, hit, flat, user, norm, length, cosine = ctx.saved_tensors
+        scores, hit, flat, user, norm, length, cosine, still = ctx.saved_tensors
         clip = ctx.clip
-        weight = -2.0 * grad / max(ctx.users, 1) * (length > 0)
+        weight = -2.0 * grad / max(ctx.users, 1) * ((length > 0) & ~still)
         towards = weight / (norm * length.clamp_min(1.0).sqrt())
         shrink = -weight * cosine / norm.square()
         bounded, hit_bounded = (x if clip is None else x.clamp(-clip, clip) for x in (scores, hit))

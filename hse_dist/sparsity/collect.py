@@ -34,7 +34,7 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     """The strongest positions of each candidate that are not live.
 
     Args:
-        activations: with the gradients of `u_kb` and `scores_cb`.
+        activations: of a step that collects, after its backward pass.
         explore: e, positions a candidate.
         memory_bytes: bound of the blocks of dense gradients.
 
@@ -43,8 +43,8 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     """
     operators = activations.operators
     assert isinstance(operators, SparseOperators)
-    users, grad_u = _matrix(_joined(activations.u_kb).detach()), _gradients(activations.u_kb)
-    weighted = _gradients(activations.scores_cb)
+    dense_users, grad_u, weighted = activations.matrices()
+    users = _matrix(dense_users)
     if operators.gains is not None:
         weighted = weighted * operators.gains.detach()[:, None]
     histories = _Histories(activations, len(weighted))
@@ -62,18 +62,6 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     candidate, place, gradient = (torch.cat(column) for column in zip(*parts, strict=True))
     columns = place if operators.kept_columns is None else operators.kept_columns[place]
     return candidate, columns, gradient
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """The parts side by side; one part is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def _gradients(parts: list[Tensor]) -> Tensor:
-    """The kept gradients of the parts, side by side."""
-    gradients = [part.grad for part in parts if part.grad is not None]
-    assert len(gradients) == len(parts)
-    return _joined(gradients)
 
 
 def _matrix(u_kb: Tensor) -> Tensor:

@@ -1,0 +1,124 @@
+"""The loss of a batch and all its gradients in one compiled sweep over blocks of users.
+
+In: rows as values and weights, histories. Out: the loss, with its gradients already made: the loss is a scalar, so that
+its backward pass only has to scale them. A block's user vectors and scores never leave a core's cache, and neither the
+`[D, B]` nor the `[C, B]` matrix exists. The arithmetic is that of `kernels.py`, the plain path that takes over where the
+kernels were not built, on other devices and for other types; a test holds the two together.
+
+Shapes: B users, C candidates, D columns, E live entries, L history positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from hse_dist.model.kernels import Pattern
+from hse_dist.native.library import call, library
+
+CACHED_COLUMNS = 16_384
+"""Up to so many columns a block of 64 users is fastest; beyond, narrower blocks keep more of them in the cache."""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Histories of a batch.
+
+    Attributes:
+        offsets: int64 [B + 1]. positions: int64 [L] into the candidates.
+        shown: bool [L], what the input dropout left; None: all.
+        trained: users with a history, at least 1.
+    """
+
+    offsets: Tensor
+    positions: Tensor
+    shown: Tensor | None
+    trained: int
+
+    def user(self) -> Tensor:
+        """The user of each position, int64 [L]."""
+        lengths = self.offsets.diff()
+        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+
+    def pooled(self) -> tuple[Tensor, Tensor]:
+        """Positions that the input shows and their users, int64 each."""
+        if self.shown is None:
+            return self.positions, self.user()
+        return self.positions[self.shown], self.user()[self.shown]
+
+
+def available(values: Tensor) -> bool:
+    """Whether the compiled sweep can take these values."""
+    return values.device.type == "cpu" and values.dtype == torch.float32 and library() is not None
+
+
+class FusedLoss(Function):
+    """Mean over users of 2 − 2·cos(score, history); see `autoencoder.py` for the formula."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        values: Tensor,
+        weights: Tensor,
+        own: Tensor,
+        pattern: Pattern,
+        histories: Histories,
+        clip: float | None,
+        kept: dict[str, Tensor] | None,
+    ) -> Tensor:
+        """values, weights [E], float32; own [C].
+
+        Args:
+            kept: where to leave `users` [D, B], `grad_users` [D, B] and `grad_scores` [C, B]; None: nowhere.
+        """
+        grads, loss = _sweep(values, weights, own, pattern, histories, clip, kept)
+        ctx.save_for_backward(*grads)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scale = float(grad)
+        values, weights, own = (saved if scale == 1.0 else saved * scale for saved in ctx.saved_tensors)
+        return values, weights, own, None, None, None, None
+
+
+def _sweep(
+    values: Tensor,
+    weights: Tensor,
+    own: Tensor,
+    pattern: Pattern,
+    histories: Histories,
+    clip: float | None,
+    kept: dict[str, Tensor] | None,
+) -> tuple[list[Tensor], Tensor]:
+    users, candidates, dims, entries = len(histories.offsets) - 1, pattern.candidates, pattern.dims, len(values)
+    width = 64 if dims <= CACHED_COLUMNS else 16
+    threads = max(1, min(torch.get_num_threads(), math.ceil(users / width)))
+    columns = pattern.columns.to(torch.int32)
+    values, weights, own = values.contiguous(), weights.contiguous(), own.contiguous()
+    ends = torch.empty(dims + 1, dtype=torch.int64)
+    rows_by_column, weights_by_column = torch.empty_like(columns), torch.empty_like(weights)
+    call(
+        "hse_by_column", candidates, dims, pattern.offsets, columns, weights, ends, rows_by_column, weights_by_column
+    )  # fmt: skip
+    grad_values, grad_weights = values.new_zeros(threads, entries), values.new_zeros(threads, entries)
+    grad_own, loss = values.new_zeros(threads, candidates), torch.zeros(1, dtype=torch.float64)
+    space = values.new_empty(threads * (2 * dims + candidates) * width)
+    if kept is not None:
+        kept.update({name: values.new_zeros(dims, users) for name in ("users", "grad_users")})
+        kept["grad_scores"] = values.new_zeros(candidates, users)
+    out = [None] * 3 if kept is None else [kept[name] for name in ("users", "grad_users", "grad_scores")]
+    call(
+        "hse_step", candidates, dims, users, histories.trained, math.inf if clip is None else clip, width, threads,
+        pattern.offsets, columns, values, weights, own, ends, rows_by_column, weights_by_column,
+        histories.offsets, histories.positions, histories.shown, space,
+        grad_values, grad_weights, grad_own, loss, *out,
+    )  # fmt: skip
+    return [grad_values[0], grad_weights[0], grad_own[0]], loss[0].to(torch.float32)

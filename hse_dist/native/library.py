@@ -1,0 +1,66 @@
+"""Finds the compiled kernels and calls them.
+
+In: names, tensors, arrays and numbers. Out: what the kernels wrote into the tensors. The library has a plain C interface
+and is loaded with ctypes, which releases the interpreter lock during a call. It is built when the project is installed
+(pyproject.toml, `ext-modules`) where there is a C++ compiler; everything works without it, several times slower.
+
+`HSE_NATIVE=0` leaves it unused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+log = logging.getLogger(__name__)
+
+Argument = torch.Tensor | np.ndarray | int | float | None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they were not built, cannot be loaded or are not wanted."""
+    if os.environ.get("HSE_NATIVE", "1") == "0":
+        return None
+    found = sorted(Path(__file__).parent.glob("_kernels*.so"))
+    if not found:
+        log.warning("The compiled kernels were not built (no C++ compiler at installation?): steps take longer.")
+        return None
+    try:
+        return ctypes.CDLL(str(found[0]))
+    except OSError as error:
+        log.warning("The compiled kernels cannot be loaded (%s): steps take longer.", error)
+        return None
+
+
+def call(name: str, *arguments: Argument) -> int:
+    """Call the kernel `name`; tensors and arrays go by address, whole numbers as int64, others as double.
+
+    The caller answers for types, sizes and bounds: the kernels check nothing.
+
+    Returns:
+        what the kernel returns, an int64; 0 where it returns nothing.
+    """
+    found = library()
+    assert found is not None, "ask library() first"
+    kernel = getattr(found, name)
+    kernel.restype = ctypes.c_int64
+    return kernel(*[_native(argument) for argument in arguments])
+
+
+def _native(argument: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
+    if argument is None:
+        return ctypes.c_void_p(None)
+    if isinstance(argument, torch.Tensor):
+        assert argument.is_contiguous() and argument.device.type == "cpu"
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, np.ndarray):
+        assert argument.flags.c_contiguous
+        return ctypes.c_void_p(argument.ctypes.data)
+    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_double(argument)

@@ -1,0 +1,307 @@
+// The loss of a batch and its gradient, for live entries only: pool, score, cosine loss and their backward passes in one
+// sweep over blocks of users. One block's user vectors and scores stay in a core's cache, and threads share nothing but
+// what they read: each takes every n-th block and adds gradients into buffers of its own.
+//
+// Shapes: B users, W lanes of a block of them, C candidates, D columns, E live entries, L history positions.
+
+#include "vectors.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+
+constexpr double SMALLEST = 1e-12;  // of a user's squared score length; below it there is no direction to improve
+
+struct Problem {
+    int64_t candidates, dims, entries, users;
+    const int64_t* offsets;       // [C + 1] entries of a row
+    const int32_t* columns;       // [E]
+    const float* values;          // [E] pooled
+    const float* weights;         // [E] scored with
+    const float* own;             // [C] an item's contribution to its own score
+    const int64_t* column_ends;   // [D + 1] entries of a column
+    const int32_t* column_rows;   // [E] their rows
+    const float* column_weights;  // [E]
+    const int64_t* histories;     // [B + 1]
+    const int64_t* positions;     // [L] rows of a history
+    const uint8_t* shown;         // [L] whether the input shows it; null: all
+    int64_t trained;              // users with a history
+    float clip;                   // of scores; infinite for none
+    float *users_out, *grad_users_out, *grad_scores_out;  // [D, B], [D, B], [C, B]; null where not asked for
+};
+
+// What one thread works on and adds to.
+struct Space {
+    float *user, *grad_user, *scores;             // [D, W], [D, W], [C, W]
+    float *grad_values, *grad_weights, *grad_own;  // [E], [E], [C]
+    double loss;
+    std::vector<float> hits;  // gradients of the scores at a block's histories
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE float clipped(float x, float bound) { return std::min(std::max(x, -bound), bound); }
+
+template <int V>
+INLINE void pool(const Problem& p, Space& s, int64_t first, int64_t lanes) {
+    std::memset(s.user, 0, sizeof(float) * p.dims * V * LANES);
+    for (int64_t j = 0; j < lanes; ++j) {
+        float* user = s.user + j;
+        for (int64_t l = p.histories[first + j]; l < p.histories[first + j + 1]; ++l) {
+            if (p.shown && !p.shown[l]) continue;
+            const int64_t row = p.positions[l];
+            for (int64_t e = p.offsets[row]; e < p.offsets[row + 1]; ++e)
+                user[int64_t(p.columns[e]) * (V * LANES)] += p.values[e];
+        }
+    }
+}
+
+template <int V>
+INLINE void pool_backward(const Problem& p, Space& s, int64_t first, int64_t lanes) {
+    for (int64_t j = 0; j < lanes; ++j) {
+        const float* grad = s.grad_user + j;
+        for (int64_t l = p.histories[first + j]; l < p.histories[first + j + 1]; ++l) {
+            if (p.shown && !p.shown[l]) continue;
+            const int64_t row = p.positions[l];
+            for (int64_t e = p.offsets[row]; e < p.offsets[row + 1]; ++e)
+                s.grad_values[e] += grad[int64_t(p.columns[e]) * (V * LANES)];
+        }
+    }
+}
+
+// Scores of all candidates, and the sum of their squares (clipped) for each lane.
+template <int V>
+INLINE void score(const Problem& p, Space& s, float* squares) {
+    float16v sums[V] = {};
+    const float16v bound = float16v{} + p.clip;
+    for (int64_t c = 0; c < p.candidates; ++c) {
+        float16v total[V] = {};
+        for (int64_t e = p.offsets[c]; e < p.offsets[c + 1]; ++e) {
+            const float16v* user = (const float16v*)(s.user + int64_t(p.columns[e]) * (V * LANES));
+            for (int i = 0; i < V; ++i) total[i] += p.weights[e] * user[i];
+        }
+        float16v* out = (float16v*)(s.scores + c * V * LANES);
+        for (int i = 0; i < V; ++i) out[i] = total[i];
+        for (int i = 0; i < V; ++i) {
+            float16v x = total[i] > bound ? bound : total[i];
+            x = x < -bound ? -bound : x;
+            sums[i] += x * x;
+        }
+    }
+    std::memcpy(squares, sums, sizeof(sums));
+}
+
+// The loss, and from scores to their gradient in place.
+template <int V>
+INLINE void cosine(const Problem& p, Space& s, int64_t first, int64_t lanes, const float* squares) {
+    constexpr int64_t W = V * LANES;
+    float shrink[W] = {};
+    s.hits.clear();
+    for (int64_t j = 0; j < lanes; ++j) {
+        const int64_t begin = p.histories[first + j], end = p.histories[first + j + 1];
+        if (begin == end) continue;
+        double square = squares[j], inner = 0.0;
+        for (int64_t l = begin; l < end; ++l) {
+            float& x = s.scores[p.positions[l] * W + j];
+            const float raw = clipped(x, p.clip);
+            if (!p.shown || p.shown[l]) x -= p.own[p.positions[l]];
+            const float hit = clipped(x, p.clip);
+            square += double(hit) * hit - double(raw) * raw;
+            inner += hit;
+        }
+        const double share = 1.0 / double(p.trained), length = std::sqrt(double(end - begin));
+        const bool flat = square <= SMALLEST;
+        const double norm = flat ? 1.0 : std::sqrt(square), similarity = flat ? 0.0 : inner / (norm * length);
+        const float towards = flat ? 0.0f : float(-2.0 * share / (norm * length));
+        shrink[j] = float(2.0 * share * similarity / (norm * norm));
+        s.loss += (2.0 - 2.0 * similarity) * share;
+        for (int64_t l = begin; l < end; ++l) {
+            const float hit = s.scores[p.positions[l] * W + j];
+            const float grad = std::fabs(hit) > p.clip ? 0.0f : hit * shrink[j] + towards;
+            if (!p.shown || p.shown[l]) s.grad_own[p.positions[l]] -= grad;
+            s.hits.push_back(grad);
+        }
+    }
+    float16v by[V];
+    std::memcpy(by, shrink, sizeof(by));
+    const float16v bound = float16v{} + p.clip, zero = {};
+    for (int64_t c = 0; c < p.candidates; ++c) {
+        float16v* x = (float16v*)(s.scores + c * W);
+        for (int i = 0; i < V; ++i) {
+            float16v y = x[i] > bound ? zero : x[i] * by[i];
+            x[i] = x[i] < -bound ? zero : y;
+        }
+    }
+    const float* hit = s.hits.data();
+    for (int64_t j = 0; j < lanes; ++j)
+        for (int64_t l = p.histories[first + j]; l < p.histories[first + j + 1]; ++l)
+            s.scores[p.positions[l] * W + j] = *hit++;
+}
+
+// Users' gradients: a sum over each column's entries, so that nothing is written but once.
+template <int V>
+INLINE void users_backward(const Problem& p, Space& s) {
+    for (int64_t d = 0; d < p.dims; ++d) {
+        float16v total[V] = {};
+        for (int64_t n = p.column_ends[d]; n < p.column_ends[d + 1]; ++n) {
+            const float16v* grad = (const float16v*)(s.scores + int64_t(p.column_rows[n]) * (V * LANES));
+            for (int i = 0; i < V; ++i) total[i] += p.column_weights[n] * grad[i];
+        }
+        float16v* out = (float16v*)(s.grad_user + d * V * LANES);
+        for (int i = 0; i < V; ++i) out[i] = total[i];
+    }
+}
+
+// One entry's product over the lanes, not yet summed.
+template <int V>
+INLINE void product(const Problem& p, const Space& s, const float16v* grad, int64_t entry, float16v& out) {
+    const float16v* user = (const float16v*)(s.user + int64_t(p.columns[entry]) * (V * LANES));
+    out = user[0] * grad[0];
+    for (int i = 1; i < V; ++i) out += user[i] * grad[i];
+}
+
+// Weights' gradients. Sums over lanes are made four at a time: one alone costs as much as the product before it.
+template <int V>
+INLINE void weights_backward(const Problem& p, Space& s) {
+    for (int64_t c = 0; c < p.candidates; ++c) {
+        float16v grad[V];
+        std::memcpy(grad, s.scores + c * V * LANES, sizeof(grad));
+        int64_t e = p.offsets[c];
+        const int64_t end = p.offsets[c + 1];
+        for (; e + 4 <= end; e += 4) {
+            float16v q0, q1, q2, q3;
+            product<V>(p, s, grad, e, q0);
+            product<V>(p, s, grad, e + 1, q1);
+            product<V>(p, s, grad, e + 2, q2);
+            product<V>(p, s, grad, e + 3, q3);
+            float16v a = __builtin_shufflevector(q0, q1, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+                         __builtin_shufflevector(q0, q1, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+            float16v b = __builtin_shufflevector(q2, q3, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29) +
+                         __builtin_shufflevector(q2, q3, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+            // lanes of four: (a0 + a2, b0 + b2, a1 + a3, b1 + b3), of two entries each
+            float16v t = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+                         __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+            t += __builtin_shufflevector(t, t, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+            for (int i = 0; i < 4; ++i) s.grad_weights[e + i] += t[i] + t[i + 4];
+        }
+        for (; e < end; ++e) {
+            float16v q;
+            product<V>(p, s, grad, e, q);
+            float total = 0.0f;
+            for (int i = 0; i < int(LANES); ++i) total += q[i];
+            s.grad_weights[e] += total;
+        }
+    }
+}
+
+// A block's lanes into the columns of a matrix of all users.
+INLINE void copy_out(const float* block, float* out, int64_t rows, int64_t width, int64_t users, int64_t first,
+                     int64_t lanes) {
+    for (int64_t r = 0; r < rows; ++r)
+        std::memcpy(out + r * users + first, block + r * width, sizeof(float) * lanes);
+}
+
+template <int V>
+INLINE void block(const Problem& p, Space& s, int64_t first) {
+    constexpr int64_t W = V * LANES;
+    const int64_t lanes = std::min(W, p.users - first);
+    float squares[W];
+    pool<V>(p, s, first, lanes);
+    score<V>(p, s, squares);
+    cosine<V>(p, s, first, lanes, squares);
+    users_backward<V>(p, s);
+    weights_backward<V>(p, s);
+    pool_backward<V>(p, s, first, lanes);
+    if (p.users_out) {
+        copy_out(s.user, p.users_out, p.dims, W, p.users, first, lanes);
+        copy_out(s.grad_user, p.grad_users_out, p.dims, W, p.users, first, lanes);
+        copy_out(s.scores, p.grad_scores_out, p.candidates, W, p.users, first, lanes);
+    }
+}
+
+FOR_EACH_CPU void blocks64(const Problem& p, Space& s, int64_t thread, int64_t threads) {
+    for (int64_t first = thread * 64; first < p.users; first += threads * 64) block<4>(p, s, first);
+}
+
+FOR_EACH_CPU void blocks32(const Problem& p, Space& s, int64_t thread, int64_t threads) {
+    for (int64_t first = thread * 32; first < p.users; first += threads * 32) block<2>(p, s, first);
+}
+
+FOR_EACH_CPU void blocks16(const Problem& p, Space& s, int64_t thread, int64_t threads) {
+    for (int64_t first = thread * 16; first < p.users; first += threads * 16) block<1>(p, s, first);
+}
+
+void run(const Problem& p, Space& s, int64_t width, int64_t thread, int64_t threads) {
+    s.loss = 0.0;
+    if (width == 64)
+        blocks64(p, s, thread, threads);
+    else if (width == 32)
+        blocks32(p, s, thread, threads);
+    else
+        blocks16(p, s, thread, threads);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Entries by column: a counting sort, stable.
+int64_t hse_by_column(int64_t candidates, int64_t dims, const int64_t* offsets, const int32_t* columns,
+                      const float* weights, int64_t* column_ends, int32_t* column_rows, float* column_weights) {
+    std::memset(column_ends, 0, sizeof(int64_t) * (dims + 1));
+    const int64_t entries = offsets[candidates];
+    for (int64_t e = 0; e < entries; ++e) ++column_ends[columns[e] + 1];
+    for (int64_t d = 0; d < dims; ++d) column_ends[d + 1] += column_ends[d];
+    // the start of each column moves to its end while it fills, and back by one place afterwards
+    for (int64_t c = 0; c < candidates; ++c)
+        for (int64_t e = offsets[c]; e < offsets[c + 1]; ++e) {
+            const int64_t place = column_ends[columns[e]]++;
+            column_rows[place] = int32_t(c);
+            column_weights[place] = weights[e];
+        }
+    for (int64_t d = dims; d > 0; --d) column_ends[d] = column_ends[d - 1];
+    column_ends[0] = 0;
+    return 0;
+}
+
+// The loss and all gradients. `space` has threads · (2 · dims + candidates) · width floats; each gradient is given
+// `threads` times over, zeroed, and summed here into its first copy.
+int64_t hse_step(int64_t candidates, int64_t dims, int64_t users, int64_t trained, double clip, int64_t width,
+                 int64_t threads, const int64_t* offsets, const int32_t* columns, const float* values,
+                 const float* weights, const float* own, const int64_t* column_ends, const int32_t* column_rows,
+                 const float* column_weights, const int64_t* histories, const int64_t* positions, const uint8_t* shown,
+                 float* space, float* grad_values, float* grad_weights, float* grad_own, double* loss,
+                 float* users_out, float* grad_users_out, float* grad_scores_out) {
+    const int64_t entries = offsets[candidates];
+    const Problem p = {candidates, dims,        entries,     users,          offsets,   columns,   values,
+                       weights,    own,         column_ends, column_rows,    column_weights, histories, positions,
+                       shown,      trained,     float(clip), users_out,      grad_users_out, grad_scores_out};
+    std::vector<Space> spaces(threads);
+    for (int64_t t = 0; t < threads; ++t) {
+        float* own_space = space + t * (2 * dims + candidates) * width;
+        spaces[t].user = own_space;
+        spaces[t].grad_user = own_space + dims * width;
+        spaces[t].scores = own_space + 2 * dims * width;
+        spaces[t].grad_values = grad_values + t * entries;
+        spaces[t].grad_weights = grad_weights + t * entries;
+        spaces[t].grad_own = grad_own + t * candidates;
+    }
+    std::vector<std::thread> others;
+    for (int64_t t = 1; t < threads; ++t)
+        others.emplace_back([&, t] { run(p, spaces[t], width, t, threads); });
+    run(p, spaces[0], width, 0, threads);
+    for (auto& thread : others) thread.join();
+    *loss = spaces[0].loss;
+    for (int64_t t = 1; t < threads; ++t) {
+        *loss += spaces[t].loss;
+        for (int64_t e = 0; e < entries; ++e) grad_values[e] += spaces[t].grad_values[e];
+        for (int64_t e = 0; e < entries; ++e) grad_weights[e] += spaces[t].grad_weights[e];
+        for (int64_t c = 0; c < candidates; ++c) grad_own[c] += spaces[t].grad_own[c];
+    }
+    return 0;
+}
+}

@@ -1,0 +1,121 @@
+"""The compiled sweep against the plain path in float64: loss, gradients, and what it keeps for the growth scores."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hse_dist.config import ModelSettings
+from hse_dist.data.batch import Batch
+from hse_dist.model import fused
+from hse_dist.model.autoencoder import Autoencoder
+from hse_dist.model.fused import Histories, available
+from hse_dist.native import library as native
+from hse_dist.tables.block import SparseRows
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="the kernels were not built")
+
+
+def make_case(seed: int, candidates: int, dims: int, users: int, dtype: torch.dtype) -> tuple[SparseRows, Histories]:
+    """Rows and histories of different lengths, some of them empty; the same numbers in every type."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, min(dims, 40) + 1, candidates)
+    columns = [rng.permutation(dims)[:n] for n in lengths]
+    values = rng.normal(size=lengths.sum()).astype(np.float32)
+    gains = rng.normal(size=candidates).astype(np.float32)
+    rows = SparseRows(
+        offsets=torch.from_numpy(np.concatenate([[0], lengths.cumsum()])),
+        columns=torch.from_numpy(np.concatenate(columns).astype(np.int64)),
+        values=torch.from_numpy(values).to(dtype).requires_grad_(),
+        gains=torch.from_numpy(gains).to(dtype).requires_grad_(),
+        dims=dims,
+    )
+    histories = [rng.permutation(candidates)[: rng.integers(0, candidates // 2)] for _ in range(users)]
+    offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])])
+    positions = torch.from_numpy(np.concatenate(histories).astype(np.int64))
+    shown = torch.from_numpy(rng.random(len(positions)) < 0.7) if seed % 2 else None
+    trained = max(sum(len(history) > 0 for history in histories), 1)
+    return rows, Histories(torch.from_numpy(offsets), positions, shown, trained)
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    # float32 sums in another order; measured against the largest, as a small one may be a difference of large ones
+    got, want = got.detach(), want.detach()
+    torch.testing.assert_close(got.double(), want, atol=2e-5 * float(want.abs().max()) + 5e-6, rtol=2e-4)
+
+
+@pytest.mark.parametrize("norm", ["unit", "free"])
+@pytest.mark.parametrize("clip", [None, 3.0])
+@pytest.mark.parametrize("compact_above", [1, 100_000])
+@pytest.mark.parametrize("widest", [0, 10_000])  # blocks of 16 and of 64 users
+@given(seed=st.integers(0, 1_000), users=st.sampled_from([1, 16, 63, 64, 65, 150]), threads=st.sampled_from([1, 2, 3]))
+@settings(max_examples=6, deadline=None)
+def test_the_sweep_equals_the_plain_path(norm, clip, compact_above, widest, seed, users, threads):
+    model = Autoencoder(ModelSettings(row_norm=norm, score_clip=clip, compact_above=compact_above))
+    rows, histories = make_case(seed, 30, 70, users, torch.float32)
+    before, before_columns = torch.get_num_threads(), fused.CACHED_COLUMNS
+    torch.set_num_threads(threads)
+    fused.CACHED_COLUMNS = widest
+    try:
+        loss, kept = model.fused_loss(rows, histories, collect=True)
+        (3.0 * loss).backward()
+    finally:
+        torch.set_num_threads(before)
+        fused.CACHED_COLUMNS = before_columns
+    exact, same = make_case(seed, 30, 70, users, torch.float64)
+    expected, blocks = model.plain_loss(exact, same, collect=True)
+    expected.backward()
+    close(loss, expected)
+    close(rows.values.grad, 3.0 * exact.values.grad)
+    close(rows.gains.grad, 3.0 * exact.gains.grad)
+    for got, want in zip(kept.matrices(), blocks.matrices(), strict=True):
+        close(got, want)
+
+
+def test_loss_takes_the_sweep_for_float32_and_the_plain_path_for_others():
+    model = Autoencoder(ModelSettings())
+    for dtype, swept in ((torch.float32, True), (torch.float64, False)):
+        rows, histories = make_case(0, 20, 30, 5, dtype)
+        batch = Batch(torch.arange(20), histories.offsets, histories.positions)
+        _, activations = model.loss(rows, batch, None, collect=True)
+        assert (activations.kept is not None) == swept == available(rows.values)
+
+
+def test_equal_numbers_of_threads_give_equal_bits():
+    found = []
+    for _ in range(2):
+        rows, histories = make_case(7, 200, 90, 300, torch.float32)
+        loss, _ = Autoencoder(ModelSettings()).fused_loss(rows, histories, collect=False)
+        loss.backward()
+        found.append((loss.detach(), rows.values.grad, rows.gains.grad))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_value_that_is_no_number_is_seen_in_the_loss():
+    rows, histories = make_case(1, 20, 30, 5, torch.float32)
+    with torch.no_grad():
+        rows.values[3] = float("nan")
+    loss, _ = Autoencoder(ModelSettings()).fused_loss(rows, histories, collect=False)
+    assert torch.isnan(loss)
+
+
+def test_without_the_library_the_plain_path_takes_over(monkeypatch, tmp_path, caplog):
+    uncached = native.library.__wrapped__
+    monkeypatch.setattr(fused, "library", uncached)
+    values = torch.zeros(3)
+    monkeypatch.setenv("HSE_NATIVE", "0")
+    assert not available(values)
+    monkeypatch.setenv("HSE_NATIVE", "1")
+    assert available(values)
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "library.py"))
+    with caplog.at_level(logging.WARNING):
+        assert not available(values)
+    (tmp_path / "_kernels.so").write_bytes(b"no library")
+    with caplog.at_level(logging.WARNING):
+        assert not available(values)
+    assert "not built" in caplog.text and "cannot be loaded" in caplog.text
