@@ -1,9 +1,9 @@
 """The loss of a batch and all its gradients in one compiled sweep over blocks of users.
 
-In: rows as values and weights, histories. Out: the loss, with its gradients already made: the loss is a scalar, so that
-its backward pass only has to scale them. A block's user vectors and scores never leave a core's cache, and neither the
-`[D, B]` nor the `[C, B]` matrix exists. The arithmetic is that of `kernels.py`, the plain path that takes over where the
-kernels were not built, on other devices and for other types; a test holds the two together.
+In: rows as values and weights, histories. Out: the loss, with its gradients already made: the loss is a scalar, and its
+backward pass only has to scale them. A block's user vectors and scores never leave a core's cache, and neither the
+`[D, B]` nor the `[C, B]` matrix exists. The arithmetic is that of `kernels.py`, the plain path, which takes over where
+the kernels were not built, on other devices and for other types; a test holds the two together.
 
 Shapes: B users, C candidates, D columns, E live entries, L history positions.
 """
@@ -58,6 +58,29 @@ def available(values: Tensor) -> bool:
     return values.device.type == "cpu" and values.dtype == torch.float32 and library() is not None
 
 
+class UnitRows(Function):
+    """Rows at length 1; one that is shorter than `smallest` is divided by that instead."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, offsets: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
+        """values [E], offsets [C + 1]; gives the scaled values [E] and the divisors [C]."""
+        values = values.contiguous()
+        norms, unit = values.new_empty(len(offsets) - 1), torch.empty_like(values)
+        call("hse_unit_rows", len(norms), smallest, offsets, values, norms, unit)
+        ctx.save_for_backward(offsets, unit, norms)
+        ctx.smallest = smallest
+        ctx.mark_non_differentiable(norms)
+        return unit, norms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        offsets, unit, norms = ctx.saved_tensors
+        out = torch.empty_like(unit)
+        call("hse_unit_rows_backward", len(norms), ctx.smallest, offsets, unit, norms, grad.contiguous(), out)
+        return out, None, None
+
+
 class FusedLoss(Function):
     """Mean over users of 2 − 2·cos(score, history); see `autoencoder.py` for the formula."""
 
@@ -104,10 +127,8 @@ def _sweep(
     columns = pattern.columns.to(torch.int32)
     values, weights, own = values.contiguous(), weights.contiguous(), own.contiguous()
     ends = torch.empty(dims + 1, dtype=torch.int64)
-    rows_by_column, weights_by_column = torch.empty_like(columns), torch.empty_like(weights)
-    call(
-        "hse_by_column", candidates, dims, pattern.offsets, columns, weights, ends, rows_by_column, weights_by_column
-    )  # fmt: skip
+    cells = torch.empty(entries, dtype=torch.int64)  # a row and a weight each
+    call("hse_by_column", candidates, dims, pattern.offsets, columns, weights, ends, cells)
     grad_values, grad_weights = values.new_zeros(threads, entries), values.new_zeros(threads, entries)
     grad_own, loss = values.new_zeros(threads, candidates), torch.zeros(1, dtype=torch.float64)
     space = values.new_empty(threads * (2 * dims + candidates) * width)
@@ -117,7 +138,7 @@ def _sweep(
     out = [None] * 3 if kept is None else [kept[name] for name in ("users", "grad_users", "grad_scores")]
     call(
         "hse_step", candidates, dims, users, histories.trained, math.inf if clip is None else clip, width, threads,
-        pattern.offsets, columns, values, weights, own, ends, rows_by_column, weights_by_column,
+        pattern.offsets, columns, values, weights, own, ends, cells,
         histories.offsets, histories.positions, histories.shown, space,
         grad_values, grad_weights, grad_own, loss, *out,
     )  # fmt: skip

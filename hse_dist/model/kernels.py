@@ -70,7 +70,11 @@ class Pattern:
         self.offsets, self.columns, self.dims = offsets, columns, dims
         self.candidates = len(offsets) - 1
         self._ordered: tuple[Tensor, Tensor] | None = None
-        self.rows = torch.repeat_interleave(torch.arange(self.candidates, device=offsets.device), offsets.diff())
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Row of each entry, int64 [E]."""
+        return torch.repeat_interleave(torch.arange(self.candidates, device=self.offsets.device), self.offsets.diff())
 
     @cached_property
     def by_column(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hse_dist.model.fused import UnitRows, available
 from hse_dist.model.kernels import Pattern, Pool, Score, expand_rows
 from hse_dist.tables.block import DenseRows, SparseRows
 
@@ -62,7 +63,7 @@ class SparseOperators:
     """A user vector block of 4096 × 128 floats stays in a core's cache; both products then take half the time."""
 
     def __init__(self, rows: SparseRows, *, unit: bool, kept_columns: Tensor | None) -> None:
-        self.kept_columns, self.gains, self.norms = kept_columns, rows.gains, None
+        self.kept_columns, self.gains = kept_columns, rows.gains
         columns, dims = rows.columns, rows.dims
         if kept_columns is not None:
             spare = len(kept_columns)
@@ -70,10 +71,13 @@ class SparseOperators:
             padded = torch.cat([kept_columns, kept_columns.new_full((1,), -1)])
             columns, dims = torch.where(padded[place] == columns, place, spare), spare + 1
         self.pattern = Pattern(rows.offsets, columns, dims)
-        if unit:
-            self.norms = self.pattern.row_sums(rows.values.square()).clamp_min(SMALLEST**2).sqrt()
-            self.values = rows.values / self.norms.index_select(0, self.pattern.rows)
-            self.squares = (self.norms > SMALLEST).to(self.values.dtype)  # length 1, but for a row of zeros
+        if unit and available(rows.values):
+            self.values, norms = UnitRows.apply(rows.values, rows.offsets, SMALLEST)
+            self.squares = (norms > SMALLEST).to(self.values.dtype)  # length 1, but for a row of zeros
+        elif unit:
+            norms = self.pattern.row_sums(rows.values.square()).clamp_min(SMALLEST**2).sqrt()
+            self.values = rows.values / norms.index_select(0, self.pattern.rows)
+            self.squares = (norms > SMALLEST).to(self.values.dtype)  # length 1, but for a row of zeros
         else:
             self.values = rows.values
             self.squares = self.pattern.row_sums(self.values.square())

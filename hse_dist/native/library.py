@@ -1,8 +1,8 @@
 """Finds the compiled kernels and calls them.
 
-In: names, tensors, arrays and numbers. Out: what the kernels wrote into the tensors. The library has a plain C interface
-and is loaded with ctypes, which releases the interpreter lock during a call. It is built when the project is installed
-(pyproject.toml, `ext-modules`) where there is a C++ compiler; everything works without it, several times slower.
+In: names, tensors, arrays and numbers. Out: what the kernels wrote into the tensors. The library has a plain C face and
+is loaded with ctypes, which releases the interpreter lock during a call. It is built when the project is installed
+(pyproject.toml, `ext-modules`) where there is a C++ compiler; everything works without it, and takes longer.
 
 `HSE_NATIVE=0` leaves it unused.
 """

@@ -16,6 +16,12 @@ namespace {
 
 constexpr double SMALLEST = 1e-12;  // of a user's squared score length; below it there is no direction to improve
 
+// An entry as its column sees it.
+struct Cell {
+    int32_t row;
+    float weight;
+};
+
 struct Problem {
     int64_t candidates, dims, entries, users;
     const int64_t* offsets;       // [C + 1] entries of a row
@@ -24,8 +30,7 @@ struct Problem {
     const float* weights;         // [E] scored with
     const float* own;             // [C] an item's contribution to its own score
     const int64_t* column_ends;   // [D + 1] entries of a column
-    const int32_t* column_rows;   // [E] their rows
-    const float* column_weights;  // [E]
+    const Cell* cells;            // [E] them
     const int64_t* histories;     // [B + 1]
     const int64_t* positions;     // [L] rows of a history
     const uint8_t* shown;         // [L] whether the input shows it; null: all
@@ -39,7 +44,7 @@ struct Space {
     float *user, *grad_user, *scores;             // [D, W], [D, W], [C, W]
     float *grad_values, *grad_weights, *grad_own;  // [E], [E], [C]
     double loss;
-    std::vector<float> hits;  // gradients of the scores at a block's histories
+    std::vector<float> hits;  // what a block's histories get after the clipping
 };
 
 #define INLINE static inline __attribute__((always_inline))
@@ -95,11 +100,31 @@ INLINE void score(const Problem& p, Space& s, float* squares) {
     std::memcpy(squares, sums, sizeof(sums));
 }
 
-// The loss, and from scores to their gradient in place.
+// Scores beyond the clip have no gradient; hits are written after that.
 template <int V>
-INLINE void cosine(const Problem& p, Space& s, int64_t first, int64_t lanes, const float* squares) {
+INLINE void clear_clipped(const Problem& p, Space& s, int64_t first, int64_t lanes) {
+    const float16v bound = float16v{} + p.clip, zero = {};
+    for (int64_t n = 0; n < p.candidates * V; ++n) {
+        float16v& x = ((float16v*)s.scores)[n];
+        x = x > bound ? zero : x;
+        x = x < -bound ? zero : x;
+    }
+    const float* hit = s.hits.data();
+    for (int64_t j = 0; j < lanes; ++j)
+        for (int64_t l = p.histories[first + j]; l < p.histories[first + j + 1]; ++l)
+            s.scores[p.positions[l] * (V * LANES) + j] = *hit++;
+}
+
+// A lane's slope is kept this far from zero, so that a hit can be written as a multiple of it.
+constexpr double LEAST_SLOPE = 1e-20;
+
+// The loss, and in place of the scores their gradients divided by the lane's `slopes`: that of a score which is no hit
+// is score · slope, so that only hits have to be written, and who reads multiplies.
+template <int V>
+INLINE void cosine(const Problem& p, Space& s, int64_t first, int64_t lanes, const float* squares, float* slopes) {
     constexpr int64_t W = V * LANES;
-    float shrink[W] = {};
+    const bool bounded = std::isfinite(p.clip);
+    std::fill(slopes, slopes + W, 0.0f);
     s.hits.clear();
     for (int64_t j = 0; j < lanes; ++j) {
         const int64_t begin = p.histories[first + j], end = p.histories[first + j + 1];
@@ -116,43 +141,37 @@ INLINE void cosine(const Problem& p, Space& s, int64_t first, int64_t lanes, con
         const double share = 1.0 / double(p.trained), length = std::sqrt(double(end - begin));
         const bool flat = square <= SMALLEST;
         const double norm = flat ? 1.0 : std::sqrt(square), similarity = flat ? 0.0 : inner / (norm * length);
-        const float towards = flat ? 0.0f : float(-2.0 * share / (norm * length));
-        shrink[j] = float(2.0 * share * similarity / (norm * norm));
         s.loss += (2.0 - 2.0 * similarity) * share;
+        double slope = 2.0 * share * similarity / (norm * norm);
+        if (std::fabs(slope) < LEAST_SLOPE) slope = flat ? 0.0 : LEAST_SLOPE;
+        slopes[j] = float(slope);
+        const float towards = flat ? 0.0f : float(-2.0 * share / (norm * length) / slope);
         for (int64_t l = begin; l < end; ++l) {
-            const float hit = s.scores[p.positions[l] * W + j];
-            const float grad = std::fabs(hit) > p.clip ? 0.0f : hit * shrink[j] + towards;
-            if (!p.shown || p.shown[l]) s.grad_own[p.positions[l]] -= grad;
-            s.hits.push_back(grad);
+            float& x = s.scores[p.positions[l] * W + j];
+            const float multiple = std::fabs(x) > p.clip ? 0.0f : x + towards;
+            if (!p.shown || p.shown[l]) s.grad_own[p.positions[l]] -= multiple * slopes[j];
+            if (bounded)
+                s.hits.push_back(multiple);
+            else
+                x = multiple;
         }
     }
-    float16v by[V];
-    std::memcpy(by, shrink, sizeof(by));
-    const float16v bound = float16v{} + p.clip, zero = {};
-    for (int64_t c = 0; c < p.candidates; ++c) {
-        float16v* x = (float16v*)(s.scores + c * W);
-        for (int i = 0; i < V; ++i) {
-            float16v y = x[i] > bound ? zero : x[i] * by[i];
-            x[i] = x[i] < -bound ? zero : y;
-        }
-    }
-    const float* hit = s.hits.data();
-    for (int64_t j = 0; j < lanes; ++j)
-        for (int64_t l = p.histories[first + j]; l < p.histories[first + j + 1]; ++l)
-            s.scores[p.positions[l] * W + j] = *hit++;
+    if (bounded) clear_clipped<V>(p, s, first, lanes);
 }
 
 // Users' gradients: a sum over each column's entries, so that nothing is written but once.
 template <int V>
-INLINE void users_backward(const Problem& p, Space& s) {
+INLINE void users_backward(const Problem& p, Space& s, const float* slopes) {
+    float16v slope[V];
+    std::memcpy(slope, slopes, sizeof(slope));
     for (int64_t d = 0; d < p.dims; ++d) {
         float16v total[V] = {};
         for (int64_t n = p.column_ends[d]; n < p.column_ends[d + 1]; ++n) {
-            const float16v* grad = (const float16v*)(s.scores + int64_t(p.column_rows[n]) * (V * LANES));
-            for (int i = 0; i < V; ++i) total[i] += p.column_weights[n] * grad[i];
+            const float16v* grad = (const float16v*)(s.scores + int64_t(p.cells[n].row) * (V * LANES));
+            for (int i = 0; i < V; ++i) total[i] += p.cells[n].weight * grad[i];
         }
         float16v* out = (float16v*)(s.grad_user + d * V * LANES);
-        for (int i = 0; i < V; ++i) out[i] = total[i];
+        for (int i = 0; i < V; ++i) out[i] = total[i] * slope[i];
     }
 }
 
@@ -166,10 +185,13 @@ INLINE void product(const Problem& p, const Space& s, const float16v* grad, int6
 
 // Weights' gradients. Sums over lanes are made four at a time: one alone costs as much as the product before it.
 template <int V>
-INLINE void weights_backward(const Problem& p, Space& s) {
+INLINE void weights_backward(const Problem& p, Space& s, const float* slopes) {
+    float16v slope[V];
+    std::memcpy(slope, slopes, sizeof(slope));
     for (int64_t c = 0; c < p.candidates; ++c) {
         float16v grad[V];
         std::memcpy(grad, s.scores + c * V * LANES, sizeof(grad));
+        for (int i = 0; i < V; ++i) grad[i] *= slope[i];
         int64_t e = p.offsets[c];
         const int64_t end = p.offsets[c + 1];
         for (; e + 4 <= end; e += 4) {
@@ -209,14 +231,15 @@ template <int V>
 INLINE void block(const Problem& p, Space& s, int64_t first) {
     constexpr int64_t W = V * LANES;
     const int64_t lanes = std::min(W, p.users - first);
-    float squares[W];
+    float squares[W], slopes[W];
     pool<V>(p, s, first, lanes);
     score<V>(p, s, squares);
-    cosine<V>(p, s, first, lanes, squares);
-    users_backward<V>(p, s);
-    weights_backward<V>(p, s);
+    cosine<V>(p, s, first, lanes, squares, slopes);
+    users_backward<V>(p, s, slopes);
+    weights_backward<V>(p, s, slopes);
     pool_backward<V>(p, s, first, lanes);
     if (p.users_out) {
+        for (int64_t n = 0; n < p.candidates * W; ++n) s.scores[n] *= slopes[n % W];
         copy_out(s.user, p.users_out, p.dims, W, p.users, first, lanes);
         copy_out(s.grad_user, p.grad_users_out, p.dims, W, p.users, first, lanes);
         copy_out(s.scores, p.grad_scores_out, p.candidates, W, p.users, first, lanes);
@@ -251,20 +274,41 @@ extern "C" {
 
 // Entries by column: a counting sort, stable.
 int64_t hse_by_column(int64_t candidates, int64_t dims, const int64_t* offsets, const int32_t* columns,
-                      const float* weights, int64_t* column_ends, int32_t* column_rows, float* column_weights) {
+                      const float* weights, int64_t* column_ends, Cell* cells) {
     std::memset(column_ends, 0, sizeof(int64_t) * (dims + 1));
     const int64_t entries = offsets[candidates];
     for (int64_t e = 0; e < entries; ++e) ++column_ends[columns[e] + 1];
     for (int64_t d = 0; d < dims; ++d) column_ends[d + 1] += column_ends[d];
     // the start of each column moves to its end while it fills, and back by one place afterwards
     for (int64_t c = 0; c < candidates; ++c)
-        for (int64_t e = offsets[c]; e < offsets[c + 1]; ++e) {
-            const int64_t place = column_ends[columns[e]]++;
-            column_rows[place] = int32_t(c);
-            column_weights[place] = weights[e];
-        }
+        for (int64_t e = offsets[c]; e < offsets[c + 1]; ++e)
+            cells[column_ends[columns[e]]++] = {int32_t(c), weights[e]};
     for (int64_t d = dims; d > 0; --d) column_ends[d] = column_ends[d - 1];
     column_ends[0] = 0;
+    return 0;
+}
+
+// Rows at length 1; a row shorter than `smallest` is divided by that.
+FOR_EACH_CPU int64_t hse_unit_rows(int64_t rows, double smallest, const int64_t* offsets, const float* values,
+                                   float* norms, float* out) {
+    for (int64_t r = 0; r < rows; ++r) {
+        float square = 0.0f;
+        for (int64_t e = offsets[r]; e < offsets[r + 1]; ++e) square += values[e] * values[e];
+        norms[r] = std::max(std::sqrt(square), float(smallest));
+        for (int64_t e = offsets[r]; e < offsets[r + 1]; ++e) out[e] = values[e] / norms[r];
+    }
+    return 0;
+}
+
+// The part of a gradient that is not along the row, divided by the row's length.
+FOR_EACH_CPU int64_t hse_unit_rows_backward(int64_t rows, double smallest, const int64_t* offsets, const float* unit,
+                                            const float* norms, const float* grad, float* out) {
+    for (int64_t r = 0; r < rows; ++r) {
+        float along = 0.0f;
+        if (norms[r] > float(smallest))
+            for (int64_t e = offsets[r]; e < offsets[r + 1]; ++e) along += grad[e] * unit[e];
+        for (int64_t e = offsets[r]; e < offsets[r + 1]; ++e) out[e] = (grad[e] - along * unit[e]) / norms[r];
+    }
     return 0;
 }
 
@@ -272,14 +316,14 @@ int64_t hse_by_column(int64_t candidates, int64_t dims, const int64_t* offsets, 
 // `threads` times over, zeroed, and summed here into its first copy.
 int64_t hse_step(int64_t candidates, int64_t dims, int64_t users, int64_t trained, double clip, int64_t width,
                  int64_t threads, const int64_t* offsets, const int32_t* columns, const float* values,
-                 const float* weights, const float* own, const int64_t* column_ends, const int32_t* column_rows,
-                 const float* column_weights, const int64_t* histories, const int64_t* positions, const uint8_t* shown,
-                 float* space, float* grad_values, float* grad_weights, float* grad_own, double* loss,
+                 const float* weights, const float* own, const int64_t* column_ends, const Cell* cells,
+                 const int64_t* histories, const int64_t* positions, const uint8_t* shown, float* space,
+                 float* grad_values, float* grad_weights, float* grad_own, double* loss,
                  float* users_out, float* grad_users_out, float* grad_scores_out) {
     const int64_t entries = offsets[candidates];
-    const Problem p = {candidates, dims,        entries,     users,          offsets,   columns,   values,
-                       weights,    own,         column_ends, column_rows,    column_weights, histories, positions,
-                       shown,      trained,     float(clip), users_out,      grad_users_out, grad_scores_out};
+    const Problem p = {candidates,  dims,      entries,   users, offsets, columns,     values,    weights,        own,
+                       column_ends, cells,     histories, positions, shown, trained, float(clip), users_out, grad_users_out,
+                       grad_scores_out};
     std::vector<Space> spaces(threads);
     for (int64_t t = 0; t < threads; ++t) {
         float* own_space = space + t * (2 * dims + candidates) * width;
