@@ -31,6 +31,16 @@ class Batch:
     positions: Tensor
     """int64 [L], indices into `candidates`."""
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`: on CUDA copied from pinned memory, so that nobody waits for the copy.
+
+        The CUDA branch has not been run: no machine with a GPU was at hand.
+        """
+        if device.type == "cpu":
+            return self
+        parts = (self.candidates, self.offsets, self.positions)
+        return Batch(*(part.pin_memory().to(device, non_blocking=True) for part in parts))
+
 
 def make_batch(block: HistoryBlock, *, rows: int, negatives: int, seed: int, step: int, rank: int) -> Batch:
     """The batch of a block.
@@ -44,12 +54,12 @@ def make_batch(block: HistoryBlock, *, rows: int, negatives: int, seed: int, ste
     """
     items = block.rows
     if negatives >= rows:
-        candidates, positions = np.arange(rows), items
+        candidates, positions = np.arange(rows), items.copy()
     else:
         drawn = np.random.default_rng([seed, step, rank]).integers(0, rows, negatives)
         candidates, positions = _marked(items, drawn, rows) if rows <= MARKED_ROWS else _sorted(items, drawn)
-    # copies: a block may be a view of a window that is used again
-    return Batch(torch.from_numpy(candidates), torch.tensor(block.offsets), torch.tensor(positions))
+    # copies, as the block may be a view; NumPy's, as torch would start a team of threads for the thread that calls this
+    return Batch(torch.from_numpy(candidates), torch.from_numpy(block.offsets.copy()), torch.from_numpy(positions))
 
 
 def _marked(items: np.ndarray, drawn: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,11 @@
 """One rank's training input: histories of the training users in an order that all ranks agree on.
 
-In: a prepared folder. Out: an endless sequence of epochs of `HistoryBlock`s, one a step. The order is that of
-`order.py`, a pure function of (seed, epoch); the position is the number of blocks that all ranks together have
+In: a prepared folder. Out: epochs of `HistoryBlock`s, one a step, or what a function makes of them. The order is that
+of `order.py`, a pure function of (seed, epoch); the position is the number of blocks that all ranks together have
 consumed. Therefore a state taken on N ranks can be resumed on any other number, at exactly the next block.
+
+A thread reads ahead and makes the batches, over the end of an epoch too: validation and checkpoints there are its time
+to open the next windows.
 
 Every rank gives the same number of blocks: the last round is filled with empty ones.
 """
@@ -11,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,6 +26,7 @@ from hse_dist.data.prefetch import prefetch
 from hse_dist.data.prepared import HistoryBlock, Prepared, reading, to_block
 from hse_dist.errors import DataError
 
+Item = TypeVar("Item")
 VERSION = 1
 EMPTY = HistoryBlock(np.zeros(1, np.int64), np.zeros(0, np.int64))
 
@@ -60,26 +64,28 @@ class HistoryStream:
 
     @property
     def batches_left(self) -> int:
-        """Blocks that `epoch()` would give now."""
+        """Blocks that are left for this rank in the present epoch."""
         return -(-(len(self._order) - self.blocks) // self._ranks)
 
-    def epoch(self) -> Generator[HistoryBlock]:
-        """Blocks from the present position to the end of the epoch, read ahead by a thread.
+    def read(self, epochs: int, make: Callable[[HistoryBlock, int], Item]) -> Generator[Item]:
+        """What `make` gives of every block from the present position to the end of epoch `epochs` − 1.
 
-        The position counts a block as consumed when it is handed out. Closing the iterator ends the thread and keeps
-        the position, so that the next call goes on with the next block.
+        A thread reads and makes ahead. The position counts a block as consumed when what was made of it is handed out.
+        Closing the iterator ends the thread and keeps the position, so that the next call goes on with the next block.
+
+        Args:
+            make: of a block and its place in this call, 0, 1, …; runs in the thread, so it must not depend on when.
         """
-        order, start = self._order, self.blocks
-        mine = range(start + self._rank, start + self.batches_left * self._ranks, self._ranks)
-        blocks = prefetch(self._read(order, mine), self._settings.prefetch, f"stream of rank {self._rank}")
+        ahead = (make(block, place) for place, block in enumerate(self._blocks(self.epoch_number, self.blocks, epochs)))
+        items = prefetch(ahead, self._settings.prefetch, f"stream of rank {self._rank}")
         try:
-            for block in blocks:
-                self.blocks = min(self.blocks + self._ranks, len(order))
-                if self.blocks == len(order):
+            for item in items:
+                self.blocks = min(self.blocks + self._ranks, len(self._order))
+                if self.blocks == len(self._order):
                     self._start_epoch(self.epoch_number + 1)
-                yield block
+                yield item
         finally:
-            blocks.close()  # type: ignore[attr-defined]
+            items.close()  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         """Position and what it is a position in; JSON-able, the same on all ranks."""
@@ -123,13 +129,16 @@ class HistoryStream:
     def _order_of(self, epoch: int) -> EpochOrder:
         return EpochOrder([users for _, _, users in self._groups], self._settings, self._batch, self._seed, epoch)
 
-    def _read(self, order: EpochOrder, blocks: range) -> Iterator[HistoryBlock]:
-        windows = _Windows(self._prepared, self._groups, order)
-        for index in blocks:
-            if index >= len(order):
-                yield EMPTY
-            else:
-                yield HistoryBlock.concatenate([windows.users(piece) for piece in order.block(index)])
+    def _blocks(self, epoch: int, start: int, epochs: int) -> Iterator[HistoryBlock]:
+        """This rank's blocks from block `start` of an epoch on; runs in the thread and leaves the position alone."""
+        while epoch < epochs:
+            order = self._order_of(epoch)
+            windows = _Windows(self._prepared, self._groups, order)
+            for first in range(start, len(order), self._ranks):
+                index = first + self._rank
+                pieces = order.block(index) if index < len(order) else []
+                yield HistoryBlock.concatenate([windows.users(piece) for piece in pieces]) if pieces else EMPTY
+            epoch, start = epoch + 1, 0
 
 
 class _Windows:

@@ -101,7 +101,7 @@ def measure(ranks: Ranks, shape: dict[str, int], folder: str) -> dict[str, Any]:
         collects = -step % shape["interval"] < shape["window"]
         inside = len(seconds["rewire"])
         with _timed(trainer, seconds["rewire"]):
-            trainer.step(block, step)
+            trainer.step(trainer.batch(block, step), step)
         taken = time.perf_counter() - began - sum(seconds["rewire"][inside:])
         seconds["collecting step" if collects else "step"].append(taken)
         peaks["rewire" if len(seconds["rewire"]) else "collect" if collects else "steps"] = peak_mb() - base

@@ -19,7 +19,7 @@ from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.start import StartFolder
 from hse_dist.sparsity.tables import make_table
 
-TIMINGS = ("steps_per_second", "users_per_second", "eta_seconds")
+TIMINGS = ("steps_per_second", "users_per_second", "eta_seconds", "wait_share")
 
 SMALL: dict[str, Any] = {
     "data": {

@@ -17,12 +17,13 @@ import torch
 
 from hse_dist.checkpoint.store import Checkpoint, CheckpointStore
 from hse_dist.config import Config
-from hse_dist.data.prepared import Prepared
+from hse_dist.data.batch import Batch
+from hse_dist.data.prepared import HistoryBlock, Prepared
 from hse_dist.data.stream import HistoryStream
 from hse_dist.evaluate.ranking import rank_users
 from hse_dist.files import new_file
 from hse_dist.run_folder import RunFolder
-from hse_dist.train.metrics import MetricsLog, Progress
+from hse_dist.train.metrics import MetricsLog, Progress, Waiting
 from hse_dist.train.step import Trainer
 
 REWIRE_METRICS = ("version", "live", "dropped", "grown", "restored", "fraction")
@@ -59,6 +60,10 @@ class Loop:
     best: float = float("-inf")
     worse: int = 0
     totals: Totals = field(default_factory=Totals)
+    waiting: Waiting = field(default_factory=Waiting)
+    """Since the start of this process."""
+    lately: Waiting = field(default_factory=Waiting)
+    """Since the last training line."""
 
     @property
     def ranks(self) -> Any:
@@ -78,9 +83,8 @@ class Loop:
                 self.start_metric = self.metric
                 self._save()
                 self.metric = None
-            progress = Progress(self.step, self.trainer.steps)
-            while self.stream.epoch_number < self.config.train.epochs and not self._out_of_patience():
-                self._run_epoch(metrics, progress)
+            if not self._out_of_patience():
+                self._train(metrics, Progress(self.step, self.trainer.steps))
         finally:
             metrics.close()
         best = self.store.best()
@@ -94,33 +98,52 @@ class Loop:
             "start_valid": self.start_metric,
             "best_valid": best.metric,
             "live_entries": self.live,
+            "wait_share": max(self.ranks.gather(self.waiting.share)),
         }
 
     def _out_of_patience(self) -> bool:
         return bool(self.config.train.patience) and self.worse >= self.config.train.patience
 
-    def _run_epoch(self, metrics: MetricsLog, progress: Progress) -> None:
-        settings = self.config.train
+    def _train(self, metrics: MetricsLog, progress: Progress) -> None:
+        """Every step up to the end, or until patience is out."""
+        first = self.step + 1
+
+        def make(block: HistoryBlock, place: int) -> Batch:
+            return self.trainer.batch(block, first + place)
+
         # whatever ends the loop, the thread that reads ahead ends with it
-        with closing(self.stream.epoch()) as blocks:
-            for block in blocks:
-                self.step += 1
-                result = self.trainer.step(block, self.step)
-                self.totals.loss += result.loss
-                self.totals.users += result.users
-                self.totals.wire_bytes += result.wire_bytes
-                self.totals.steps += 1
-                if self.step % settings.log_every == 0:
-                    self._log(metrics, progress)
-                if result.rewired is not None:
-                    metrics.write("rewire", self.step, {name: result.rewired[name] for name in REWIRE_METRICS})
-                # a step that ends an epoch with a validation has its checkpoint after that
-                if settings.checkpoint_every and self.step % settings.checkpoint_every == 0 and not self._validates():
+        with closing(self.stream.read(self.config.train.epochs, make)) as batches:
+            while True:
+                began = time.perf_counter()
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                self._step(batch, metrics, progress, time.perf_counter() - began)
+                if self._validates():
+                    self._validate(metrics)
                     self._save()
-        if self._validates():
-            self._validate(metrics)
+                    self.metric = None
+                    if self._out_of_patience():
+                        return
+
+    def _step(self, batch: Batch, metrics: MetricsLog, progress: Progress, waited: float) -> None:
+        settings, began = self.config.train, time.perf_counter()
+        self.step += 1
+        result = self.trainer.step(batch, self.step)
+        worked = time.perf_counter() - began
+        for waiting in (self.waiting, self.lately):
+            waiting.add(waited, worked)
+        self.totals.loss += result.loss
+        self.totals.users += result.users
+        self.totals.wire_bytes += result.wire_bytes
+        self.totals.steps += 1
+        if self.step % settings.log_every == 0:
+            self._log(metrics, progress)
+        if result.rewired is not None:
+            metrics.write("rewire", self.step, {name: result.rewired[name] for name in REWIRE_METRICS})
+        # a step that ends an epoch with a validation has its checkpoint after that
+        if settings.checkpoint_every and self.step % settings.checkpoint_every == 0 and not self._validates():
             self._save()
-            self.metric = None
 
     def _validates(self) -> bool:
         """Whether the step was the last of an epoch that ends with a validation."""
@@ -128,11 +151,13 @@ class Loop:
         return not self.stream.blocks and (ended % settings.evaluate_every == 0 or ended == settings.epochs)
 
     def _log(self, metrics: MetricsLog, progress: Progress) -> None:
-        mine = torch.tensor(astuple(self.totals), dtype=torch.float64)
-        loss, users, steps, wire_bytes = self.ranks.sum(mine).tolist()
-        self.totals = Totals(wire_bytes=self.totals.wire_bytes)
+        waits = [0.0] * self.ranks.size
+        waits[self.ranks.rank] = self.lately.share
+        mine = torch.tensor([*astuple(self.totals), *waits], dtype=torch.float64)
+        loss, users, steps, wire_bytes, *waits = self.ranks.sum(mine).tolist()
+        self.totals, self.lately = Totals(wire_bytes=self.totals.wire_bytes), Waiting()
         if self.ranks.rank == 0:
-            values = progress.line(self.step, loss / steps, int(users), self.live, int(wire_bytes))
+            values = progress.line(self.step, loss / steps, int(users), self.live, int(wire_bytes), max(waits))
             metrics.write("train", self.step, values)
 
     def _validate(self, metrics: MetricsLog) -> None:

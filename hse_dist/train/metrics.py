@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,25 @@ class MetricsLog:
             self._board.close()
 
 
+@dataclass
+class Waiting:
+    """How much of its time a rank waits for batches; what is neither waiting nor a step (validations, checkpoints)
+    does not count."""
+
+    waited: float = 0.0
+    worked: float = 0.0
+
+    def add(self, waited: float, worked: float) -> None:
+        """Seconds of a step and of the wait before it."""
+        self.waited += waited
+        self.worked += worked
+
+    @property
+    def share(self) -> float:
+        """Of the time so far."""
+        return self.waited / max(self.waited + self.worked, 1e-9)
+
+
 class Progress:
     """Rates between two lines, and when it will be over."""
 
@@ -77,7 +97,7 @@ class Progress:
         self.steps, self.began, self.began_at = steps, step, time.perf_counter()
         self.last, self.last_at, self.users = step, self.began_at, 0
 
-    def line(self, step: int, loss: float, users: int, live: int, wire_bytes: int) -> dict[str, Any]:
+    def line(self, step: int, loss: float, users: int, live: int, wire_bytes: int, wait_share: float) -> dict[str, Any]:
         """The values of a training line; `users` and `wire_bytes` of all ranks since the last line and the start."""
         now = time.perf_counter()
         seconds = max(now - self.last_at, 1e-9)
@@ -87,11 +107,13 @@ class Progress:
             "users_per_second": users / seconds,
             "live_entries": live,
             "wire_bytes": wire_bytes,
+            "wait_share": wait_share,
             "eta_seconds": (self.steps - step) * (now - self.began_at) / max(step - self.began, 1),
         }
         self.last, self.last_at = step, now
         log.info(
-            "step %d/%d  loss %.4f  %.1f steps/s  %.0f users/s  %d live  %.1f MB on the wire  %.0f s to go",
+            "step %d/%d  loss %.4f  %.1f steps/s  %.0f users/s  %d live  %.1f MB on the wire  %.1f %% waiting  "
+            "%.0f s to go",
             step,
             self.steps,
             loss,
@@ -99,6 +121,7 @@ class Progress:
             values["users_per_second"],
             live,
             wire_bytes / 1e6,
+            100 * wait_share,
             values["eta_seconds"],
         )
         return values

@@ -1,7 +1,7 @@
 """One training step, on one screen.
 
-In: a block of histories. Out: tables that moved a little, and now and then other live entries. It is the same code on 1
-and N ranks: `lookup`, `backward` and `rewire` are collective, all else is local.
+In: a batch, made ahead of time. Out: tables that moved a little, and now and then other live entries. It is the same
+code on 1 and N ranks: `lookup`, `backward` and `rewire` are collective, all else is local.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from hse_dist.sparsity.collect import GrowthCollector
 from hse_dist.sparsity.growth import merge
 from hse_dist.sparsity.rewire import Candidates, rescale_to_unit, rewire
 from hse_dist.sparsity.schedule import collects_at, rewires_at
+from hse_dist.tables.plan import local_device
 from hse_dist.tables.sharded import DenseTable, PackedTable
 
 
@@ -58,13 +59,13 @@ class Trainer:
     ) -> None:
         self.config, self.table, self.transport, self.ranks = config, table, transport, ranks
         self.steps, self.ahead = steps, ahead
+        self.device = local_device(ranks.device)  # with its number: a thread's present device is always the first
         self.model = Autoencoder(config.model)
         self.collector = GrowthCollector(config.sparsity.rewire)
         self.version = 0
 
-    def step(self, block: HistoryBlock, step: int) -> StepResult:
-        """Train on one block of histories; `step` counts from 1 and keys every random number."""
-        batch = self._batch(block, step)
+    def step(self, batch: Batch, step: int) -> StepResult:
+        """Train on one batch; `step` counts from 1 and keys every random number."""
         rewiring = self.config.sparsity.rewire
         packed, due = isinstance(self.table, PackedTable), step + self.ahead
         collect = packed and collects_at(rewiring, due, self.steps)
@@ -111,7 +112,9 @@ class Trainer:
         self.version = closed.version
         return closed.entry
 
-    def _batch(self, block: HistoryBlock, step: int) -> Batch:
+    def batch(self, block: HistoryBlock, step: int) -> Batch:
+        """This rank's input of a step, on its device. It follows from block, seed, step and rank alone, so that a
+        thread may make it before its step."""
         batch = make_batch(
             block,
             rows=self.table.rows,
@@ -120,8 +123,7 @@ class Trainer:
             step=step,
             rank=self.ranks.rank,
         )
-        device = self.ranks.device
-        return Batch(batch.candidates.to(device), batch.offsets.to(device), batch.positions.to(device))
+        return batch.to(self.device)
 
     def _generator(self, step: int) -> torch.Generator:
         """Of the input dropout: keyed, not carried, so that a resumed run draws what an uninterrupted one would."""

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from collections import Counter
+from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,20 +27,25 @@ def streams(prepared: Prepared, ranks: int, seed: int = 5, settings: StreamSetti
     ]
 
 
+def read_epoch(stream: HistoryStream) -> Generator[HistoryBlock]:
+    """The blocks that are left of the present epoch."""
+    return stream.read(stream.epoch_number + 1, lambda block, place: block)
+
+
 def users_of(block: HistoryBlock) -> list[tuple[int, ...]]:
     return [tuple(part.tolist()) for part in np.split(block.rows, block.offsets[1:-1])] if len(block) else []
 
 
 def rounds(group: list[HistoryStream], limit: int | None = None) -> list[list[list[tuple[int, ...]]]]:
     """Per round, per rank, the users; stops after `limit` rounds with the position kept."""
-    iterators = [stream.epoch() for stream in group]
+    iterators = [read_epoch(stream) for stream in group]
     found = []
     for _ in range(group[0].batches_left if limit is None else limit):
         found.append([users_of(next(iterator)) for iterator in iterators])
     if limit is None:
         assert all(next(iterator, None) is None for iterator in iterators)
     for iterator in iterators:
-        iterator.close()  # type: ignore[attr-defined]
+        iterator.close()
     return found
 
 
@@ -105,23 +111,72 @@ def _at_epoch(prepared: Prepared, epoch: int) -> list[HistoryStream]:
 
 def test_the_position_counts_what_was_handed_out_not_what_was_read_ahead(prepared: Prepared) -> None:
     (stream,) = streams(prepared, 1)
-    iterator = stream.epoch()
+    iterator = read_epoch(stream)
     assert stream.blocks == 0
     one = users_of(next(iterator))
     assert stream.blocks == 1
-    iterator.close()  # type: ignore[attr-defined]
+    iterator.close()
     assert [one, *flat(rounds([stream]))] == flat(rounds(streams(prepared, 1)))
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("pause", [0, 3, 11, 30])
+def test_every_block_is_made_once_with_its_place_over_epochs_and_a_pause(
+    prepared: Prepared, ranks: int, pause: int
+) -> None:
+    plain = streams(prepared, ranks)
+    blocks = rounds(plain) + rounds(plain)
+    for rank, stream in enumerate(streams(prepared, ranks)):
+        expected = [(place, found[rank]) for place, found in enumerate(blocks)]
+        items = stream.read(2, lambda block, place: (place, users_of(block)))
+        found = [next(items) for _ in range(min(pause, len(expected)))]
+        items.close()
+        first = len(found)
+        found += stream.read(2, lambda block, place, first=first: (first + place, users_of(block)))
+        assert found == expected and (stream.epoch_number, stream.blocks) == (2, 0)
+        assert list(stream.read(2, lambda block, place: place)) == []
+
+
+def test_a_thread_makes_the_items_and_goes_on_over_the_end_of_an_epoch(prepared: Prepared) -> None:
+    (stream,) = streams(prepared, 1)
+    blocks, reached, threads = stream.batches_per_epoch, threading.Event(), set()
+
+    def make(block: HistoryBlock, place: int) -> int:
+        threads.add(threading.get_ident())
+        if place == blocks:
+            reached.set()
+        return place
+
+    items = stream.read(2, make)
+    assert [next(items) for _ in range(blocks)] == list(range(blocks))
+    # nobody has asked for it
+    assert reached.wait(timeout=60) and (stream.epoch_number, stream.blocks) == (1, 0)
+    items.close()
+    assert len(threads) == 1 and threading.get_ident() not in threads
+
+
+def test_what_fails_in_the_making_reaches_the_consumer(prepared: Prepared) -> None:
+    (stream,) = streams(prepared, 1)
+
+    def make(block: HistoryBlock, place: int) -> float:
+        return 1 / (2 - place)
+
+    items = stream.read(1, make)
+    assert [next(items), next(items)] == [0.5, 1.0]
+    with pytest.raises(ZeroDivisionError):
+        next(items)
+    assert stream.blocks == 2
 
 
 def test_the_thread_ends_with_the_iterator(prepared: Prepared) -> None:
     before = threading.active_count()
     (stream,) = streams(prepared, 1)
-    iterator = stream.epoch()
+    iterator = read_epoch(stream)
     next(iterator)
     assert threading.active_count() == before + 1
-    iterator.close()  # type: ignore[attr-defined]
+    iterator.close()
     assert threading.active_count() == before
-    assert len(list(stream.epoch())) and threading.active_count() == before
+    assert len(list(read_epoch(stream))) and threading.active_count() == before
 
 
 def test_uneven_ends_are_filled_with_empty_blocks(prepared: Prepared) -> None:
@@ -157,7 +212,7 @@ def test_a_reader_error_reaches_the_consumer(prepared: Prepared, tmp_path: Path)
     (damaged.folder / damaged.manifest["files"]["train"][1]["path"]).unlink()
     before = threading.active_count()
     with pytest.raises(DataError, match="bucket=001"):
-        list(group.epoch())
+        list(read_epoch(group))
     assert threading.active_count() == before
 
 
