@@ -149,6 +149,19 @@ class SyntheticSettings(Settings):
     """Seed of the made-up log."""
 
 
+class WireSettings(Settings):
+    values: Literal["float32", "float16"] = "float32"
+    """Type of the values on their way from the owner of a row to the rank that uses it."""
+    gradients: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the gradients on their way back."""
+    gradient_slots: PositiveInt | None = None
+    """r, how many of a chunk's gradients go back, the strongest ones; without it all."""
+    feedback: bool = True
+    """Whether a rank adds what it left out of a gradient to the next one for the same entry."""
+    feedback_mb: PositiveInt = 256
+    """Memory of a rank for what it left out, in MiB; where it does not suffice, for the most popular rows."""
+
+
 class TableSettings(Settings):
     kind: Literal["packed", "dense"] = "packed"
     """Packed rows of live entries, or the dense baseline."""
@@ -164,6 +177,8 @@ class TableSettings(Settings):
     """Slots beyond those of the start, as a share of it: room for rows of a random start to grow at others' cost."""
     capacity_power: NonNegativeFloat = 0.0
     """Random start: row lengths follow count^power (0: all the same)."""
+    wire: WireSettings = WireSettings()
+    """What chunks look like between ranks; one rank alone sends nothing, and loses nothing."""
 
 
 class TablesSettings(Settings):

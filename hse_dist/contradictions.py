@@ -42,6 +42,10 @@ def _dense(config: Config) -> Iterator[str]:
         yield f'tables.item.kind = "dense" starts at random, but sparsity.start = "{start}"'
     if config.model.row_norm != "unit":
         yield 'tables.item.kind = "dense" has no gains: set model.row_norm = "unit"'
+    usual = type(item.wire)()
+    changed = [f"tables.item.wire.{name}" for name, value in item.wire if value != getattr(usual, name)]
+    if changed:
+        yield f'tables.item.kind = "dense" sends whole rows: leave out {", ".join(changed)}'
 
 
 def _start(config: Config) -> Iterator[str]:
@@ -54,6 +58,9 @@ def _start(config: Config) -> Iterator[str]:
 
 def _budget(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
     floor, ceiling = sparsity.budget.floor, sparsity.budget.ceiling
+    slots = item.wire.gradient_slots
+    if slots is not None and slots > item.chunk_width:
+        yield f"tables.item.wire.gradient_slots = {slots} exceeds tables.item.chunk_width = {item.chunk_width}"
     if isinstance(item.dims, int) and item.live > item.dims:
         yield f"tables.item.live = {item.live} exceeds tables.item.dims = {item.dims}"
     if floor > item.live:

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,34 @@ from torch import Tensor
 
 from hse_dist.errors import MissingRanksError
 
+KINDS = ("ids", "columns", "values", "gains", "gradients", "rewire")
+"""What ranks send to each other: ids of rows or chunks, what is looked up, gradients, and all that a rewire needs."""
+
+
+@dataclass
+class ByteMeter:
+    """Payload that this rank has sent to others, in bytes, by kind."""
+
+    sent: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    _purpose: str | None = None
+
+    def add(self, kind: str, count: int) -> None:
+        """Count bytes of a kind of `KINDS`."""
+        self.sent[self._purpose or kind] += count
+
+    @contextmanager
+    def all_as(self, kind: str) -> Iterator[None]:
+        """Count whatever is sent in the block as of this kind."""
+        self._purpose, before = kind, self._purpose
+        try:
+            yield
+        finally:
+            self._purpose = before
+
+    def since(self, before: dict[str, int]) -> dict[str, int]:
+        """What was sent after `sent` had been `before`."""
+        return {kind: count - before[kind] for kind, count in self.sent.items()}
+
 
 class Ranks:
     """This process's place in the default process group."""
@@ -26,15 +55,17 @@ class Ranks:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.meter = ByteMeter()
 
     def exchange(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Send `parts[r]` to rank r; what each rank sent to this one.
+        """Send `parts[r]` to rank r; what each rank sent to this one. The meter counts it as of a rewire.
 
         Args:
             parts: a tensor for every rank, `[n_r, …]`, equal in dtype and trailing shape everywhere.
         """
         if self.size == 1:
             return [parts[0]]
+        self.meter.add("rewire", sum(part.nbytes for rank, part in enumerate(parts) if rank != self.rank))
         sizes = torch.tensor([len(part) for part in parts], device=self.device)
         incoming = torch.empty_like(sizes)
         dist.all_to_all_single(incoming, sizes)

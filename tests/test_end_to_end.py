@@ -78,7 +78,7 @@ def test_whole_path_with_two_workers(shared_ray, tmp_path, log, capfd):
     assert all(entry["grown"] > 0 for entry in journal[1:])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {line["kind"] for line in lines} == {"train", "validate", "rewire"}
-    assert max(line["wire_bytes"] for line in lines if line["kind"] == "train") > 0
+    assert max(line["wire_bytes"]["gradients"] for line in lines if line["kind"] == "train") > 0
 
     again = train(config)
     assert again["resumed_from"] == again["steps"] == summary["steps"]

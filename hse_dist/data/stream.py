@@ -67,10 +67,12 @@ class HistoryStream:
         """Blocks that are left for this rank in the present epoch."""
         return -(-(len(self._order) - self.blocks) // self._ranks)
 
-    def read(self, epochs: int, make: Callable[[HistoryBlock, int], Item]) -> Generator[Item]:
-        """What `make` gives of every block from the present position to the end of epoch `epochs` − 1.
+    def read(self, epochs: int, make: Callable[[HistoryBlock, int], Item]) -> Generator[tuple[Item, Item | None]]:
+        """What `make` gives of every block from the present position to the end of epoch `epochs` − 1, each together
+        with the one that follows (None after the last).
 
-        A thread reads and makes ahead. The position counts a block as consumed when what was made of it is handed out.
+        A thread reads and makes ahead. The position counts a block as consumed when what was made of it is handed out
+        for the first of the two.
         Closing the iterator ends the thread and keeps the position, so that the next call goes on with the next block.
 
         Args:
@@ -79,11 +81,14 @@ class HistoryStream:
         ahead = (make(block, place) for place, block in enumerate(self._blocks(self.epoch_number, self.blocks, epochs)))
         items = prefetch(ahead, self._settings.prefetch, f"stream of rank {self._rank}")
         try:
-            for item in items:
+            item = next(items, None)
+            while item is not None:
+                following = next(items, None)
                 self.blocks = min(self.blocks + self._ranks, len(self._order))
                 if self.blocks == len(self._order):
                     self._start_epoch(self.epoch_number + 1)
-                yield item
+                yield item, following
+                item = following
         finally:
             items.close()  # type: ignore[attr-defined]
 

@@ -10,12 +10,14 @@ state of its checkpoint. So a lost server costs the steps since that checkpoint,
 from __future__ import annotations
 
 import asyncio
+import pickle
 from typing import Any
 
 import ray
 
 from hse_dist.config import SparsitySettings
 from hse_dist.errors import HseError, MissingRanksError, ProtocolError
+from hse_dist.ranks import ByteMeter
 from hse_dist.sparsity.messages import Message
 from hse_dist.sparsity.selection import Counts, Query, Selection
 from hse_dist.sparsity.server import SparsityServer
@@ -163,10 +165,12 @@ class RayTransport:
         actor: its handle.
         attempt: name of this worker group, the same on all of its ranks.
         limit: seconds that a reply may take.
+        meter: counts the messages.
     """
 
-    def __init__(self, actor: Any, attempt: str, rank: int, limit: float) -> None:
+    def __init__(self, actor: Any, attempt: str, rank: int, limit: float, meter: ByteMeter | None = None) -> None:
         self.actor, self.attempt, self.rank, self.limit, self.sequence = actor, attempt, rank, limit, 0
+        self.meter = meter or ByteMeter()
 
     def _get(self, reference: Any) -> Any:
         # a little longer than the actor's own limit, so that its error, which names the missing, comes first
@@ -179,6 +183,7 @@ class RayTransport:
     def ask(self, message: Message) -> Any:
         """This rank's reply to `message`, after every rank has sent one."""
         self.sequence += 1
+        self.meter.add("rewire", len(pickle.dumps(message)))
         return self._get(self.actor.ask.remote(self.attempt, self.rank, self.sequence, message, self.limit))
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ In: one message. Out: this rank's reply, when every rank has sent its own. Two t
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -38,6 +39,8 @@ class GroupTransport:
 
     def ask(self, message: Message) -> Any:
         messages: list[Any] | None = [None] * self.ranks.size if self.server is not None else None
+        if self.server is None:
+            self.ranks.meter.add("rewire", len(pickle.dumps(message)))
         dist.gather_object(message, messages)
         replies: list[Any] = [None] * self.ranks.size
         if self.server is not None and messages is not None:

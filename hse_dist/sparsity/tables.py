@@ -38,7 +38,9 @@ def make_table(config: Config, rows: int, start: StartFolder | None, ranks: Rank
     if sparsity.budget.kind == "global" and sparsity.rewire.interval and layout.slots == start.live_entries:
         log.warning("No row has a free slot, so rows cannot grow at others' cost: raise tables.item.slack")
     with_gains = config.model.row_norm == "free"
-    table = PackedTable(layout, start.dims, ranks, config.train, settings.sharding, with_gains=with_gains)
+    table = PackedTable(
+        layout, start.dims, ranks, config.train, settings.sharding, with_gains=with_gains, wire=settings.wire
+    )
     table.set_gains(start.gains)
     fill(table, start)
     return table

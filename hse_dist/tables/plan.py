@@ -27,6 +27,7 @@ from hse_dist.config import TrainSettings
 from hse_dist.errors import PlanError
 from hse_dist.memory import available_memory
 from hse_dist.ranks import Ranks
+from hse_dist.tables.codecs import Registry
 from hse_dist.tables.collection import ColumnCollection, GainCollection, PackedCollection
 
 OPTIMIZERS = {
@@ -36,7 +37,7 @@ OPTIMIZERS = {
 
 
 class ColumnSharder(EmbeddingCollectionSharder):
-    """Shards column numbers: no optimizer state, no codec for values."""
+    """Shards column numbers: no optimizer state, and codecs of their own."""
 
     @property
     def module_type(self) -> type[nn.Module]:
@@ -51,12 +52,15 @@ class GainSharder(EmbeddingCollectionSharder):
         return GainCollection
 
 
-def make_sharders(train: TrainSettings) -> list[EmbeddingCollectionSharder]:
-    """One sharder for each of values, columns and gains, with their fused optimizers."""
+def make_sharders(
+    train: TrainSettings, values: Registry | None = None, columns: Registry | None = None
+) -> list[EmbeddingCollectionSharder]:
+    """One sharder for each of values, columns and gains, with their fused optimizers and, where given, codecs."""
     optimizer = OPTIMIZERS[train.optimizer]
+    still = {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": 0.0}
     return [
-        EmbeddingCollectionSharder(fused_params={"optimizer": optimizer, "learning_rate": train.learning_rate}),
-        ColumnSharder(fused_params={"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": 0.0}),
+        EmbeddingCollectionSharder({"optimizer": optimizer, "learning_rate": train.learning_rate}, values),
+        ColumnSharder(still, columns),
         GainSharder(fused_params={"optimizer": optimizer, "learning_rate": train.gain_learning_rate}),
     ]
 

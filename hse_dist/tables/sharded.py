@@ -10,7 +10,7 @@ ranks − 1 rows do. `owned()` gathers such a row's other chunks to its owner an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 
-from hse_dist.config import TrainSettings
+from hse_dist.config import TrainSettings, WireSettings
 from hse_dist.ranks import Ranks
 from hse_dist.tables.block import DenseRows, SparseRows
-from hse_dist.tables.collection import GAIN_WIDTH, DenseCollection, PackedCollection
+from hse_dist.tables.codecs import Codec, Columns, StrongestGradients, registry, value_codecs
+from hse_dist.tables.collection import DenseCollection, PackedCollection, Wire
+from hse_dist.tables.feedback import Residuals
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.plan import local_device, make_plan, make_sharders, shard_ranges
 
@@ -57,8 +59,9 @@ class OwnedRows:
 class ShardedTable:
     """A packed or dense table under `DistributedModelParallel`; every method but `set_rates` is a collective call."""
 
-    def __init__(self, collection: nn.Module, ranks: Ranks, train: TrainSettings, sharding: str) -> None:
-        sharders = make_sharders(train)
+    def __init__(
+        self, collection: nn.Module, ranks: Ranks, sharders: list[Any], train: TrainSettings, sharding: str
+    ) -> None:
         plan = make_plan(collection, sharders, ranks, sharding)
         self.ranks, self.plan = ranks, plan
         self.ranges = shard_ranges(plan, "values", ranks.size)
@@ -73,14 +76,17 @@ class ShardedTable:
         self.warm_accumulator = train.warm_accumulator
         self.fill_accumulators(train.warm_accumulator)
 
-    def lookup(self, rows: Tensor) -> SparseRows | DenseRows:
-        """The rows int64 [C] of this rank's candidates; gradients flow back into the fused update."""
-        return self.module(rows)
+    def ask(self, rows: Tensor) -> Any:
+        """Send for the rows int64 [C] of this rank's candidates, none of them twice; `answer` may come much later."""
+        return self.module.module.ask(rows)
 
-    def wire_bytes(self, rows: Tensor) -> int:
-        """Payload that the lookup and update of `rows` move between this rank and others, in bytes: ids (int64) out,
-        weights (float32) in, gradients (float32) out."""
-        return _remote_bytes(rows, self.ranges[self.ranks.rank], self.local_values().shape[1], weights=1)
+    def answer(self, asked: Any) -> SparseRows | DenseRows:
+        """The rows that were asked for, as they are now; gradients flow back into the fused update."""
+        return self.module(asked)
+
+    def lookup(self, rows: Tensor) -> SparseRows | DenseRows:
+        """`ask` and `answer` at once."""
+        return self.answer(self.ask(rows))
 
     def set_rates(self, values: float, gains: float) -> None:
         """The learning rates of the next update."""
@@ -120,7 +126,8 @@ class DenseTable(ShardedTable):
     """The dense baseline."""
 
     def __init__(self, rows: int, dims: int, ranks: Ranks, train: TrainSettings, sharding: str) -> None:
-        super().__init__(DenseCollection(rows, dims), ranks, train, sharding)
+        super().__init__(DenseCollection(rows, dims), ranks, make_sharders(train), train, sharding)
+        self.module.module.ranks = ranks
         self.rows, self.dims = rows, dims
 
     def live_entries(self) -> int:
@@ -132,20 +139,45 @@ class PackedTable(ShardedTable):
     """Rows of live entries in chunks."""
 
     def __init__(
-        self, layout: RowLayout, dims: int, ranks: Ranks, train: TrainSettings, sharding: str, *, with_gains: bool
+        self,
+        layout: RowLayout,
+        dims: int,
+        ranks: Ranks,
+        train: TrainSettings,
+        sharding: str,
+        *,
+        with_gains: bool,
+        wire: WireSettings | None = None,
     ) -> None:
         layout = RowLayout(layout.offsets.to(ranks.device), layout.width)
-        super().__init__(PackedCollection(layout, dims, with_gains=with_gains), ranks, train, sharding)
+        wire = wire or WireSettings()
+        (values, gradients), columns = value_codecs(wire, layout.width), Columns(dims)
+        sharders = make_sharders(train, registry(values, gradients), registry(columns, Codec()))
+        super().__init__(PackedCollection(layout, dims, with_gains=with_gains), ranks, sharders, train, sharding)
+        self.residuals, self._feedback_mb = None, wire.feedback_mb
+        if wire.feedback and not gradients.exact and ranks.size > 1:  # one rank alone sends nothing
+            device = local_device(ranks.device)
+            self.residuals = Residuals(gradients, layout.chunks, wire.feedback_mb, ranks.size, device)
+        self.module.module.wire = Wire(ranks, columns, values, gradients, self.residuals)
         self.layout, self.dims, self.rows, self.with_gains = layout, dims, layout.rows, with_gains
         self.row_ranges = [layout.rows_starting_in(*chunks) for chunks in self.ranges]
 
-    def wire_bytes(self, rows: Tensor) -> int:
-        chunk_ids, _ = self.layout.chunks_of(rows)
-        payload = _remote_bytes(chunk_ids, self.ranges[self.ranks.rank], self.layout.width, weights=2)
-        if self.with_gains:
-            mine = shard_ranges(self.plan, "gains", self.ranks.size)[self.ranks.rank]
-            payload += _remote_bytes(rows, mine, GAIN_WIDTH, weights=1)
-        return payload
+    def residuals_state(self) -> dict[str, np.ndarray]:
+        """What this rank still owes of its gradients; empty where nothing is left out."""
+        return self.residuals.state_dict() if self.residuals is not None else {}
+
+    def load_residuals(self, state: dict[str, np.ndarray]) -> None:
+        """Owe, too, what `residuals_state()` of a rank of the same or of another number of ranks gave."""
+        if not len(state.get("residual_ids", ())):
+            return
+        if self.residuals is None:
+            # this rank leaves nothing out: all that it took over goes into its next gradients
+            whole = StrongestGradients(self.layout.width, self.layout.width, "float32")
+            self.residuals = Residuals(
+                whole, self.layout.chunks, self._feedback_mb, self.ranks.size, self.local_values().device
+            )
+            self.module.module.wire = replace(self.module.module.wire, residuals=self.residuals)
+        self.residuals.load_state_dict(state)
 
     def live_entries(self) -> int:
         """Live entries of the whole table."""
@@ -231,9 +263,3 @@ class PackedTable(ShardedTable):
             begin, end = max(first, mine), min(last, mine + len(chunks))
             parts.append(chunks[begin - mine : max(begin, end) - mine])
         return torch.cat(self.ranks.exchange(parts))
-
-
-def _remote_bytes(ids: Tensor, mine: tuple[int, int], width: int, weights: int) -> int:
-    """Bytes for the ids outside of `mine`: `weights` tables of float32 [width] read, one of them trained."""
-    remote = int(((ids < mine[0]) | (ids >= mine[1])).sum())
-    return remote * (8 * weights + 4 * width * (weights + 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from hse_dist.data.prepared import HistoryBlock, Prepared
 from hse_dist.data.stream import HistoryStream
 from hse_dist.evaluate.ranking import rank_users
 from hse_dist.files import new_file
+from hse_dist.ranks import KINDS
 from hse_dist.run_folder import RunFolder
 from hse_dist.train.metrics import MetricsLog, Progress, Waiting
-from hse_dist.train.step import Trainer
+from hse_dist.train.step import StepResult, Trainer
 
 REWIRE_METRICS = ("version", "live", "dropped", "grown", "restored", "fraction")
 
@@ -34,12 +35,29 @@ Report = Callable[[dict[str, Any], str], None]
 
 @dataclass
 class Totals:
-    """Sums since the last training line (loss, users, steps) and since the start (bytes); this rank's."""
+    """Sums of this rank: loss, users, steps, bytes by kind since the last training line; bytes since the start."""
 
     loss: float = 0.0
     users: int = 0
     steps: int = 0
-    wire_bytes: int = 0
+    wire: np.ndarray = field(default_factory=lambda: np.zeros(len(KINDS), np.int64))
+    wire_in_all: np.ndarray = field(default_factory=lambda: np.zeros(len(KINDS), np.int64))
+
+    def add(self, result: StepResult) -> None:
+        """Add a step."""
+        sent = np.array([result.wire_bytes[kind] for kind in KINDS])
+        self.loss, self.users, self.steps = self.loss + result.loss, self.users + result.users, self.steps + 1
+        self.wire, self.wire_in_all = self.wire + sent, self.wire_in_all + sent
+
+    def row(self) -> np.ndarray:
+        """All of it as one row of numbers, float64, which may be summed over ranks."""
+        return np.array([self.loss, self.users, self.steps, *self.wire, *self.wire_in_all], dtype=np.float64)
+
+    @classmethod
+    def of(cls, row: np.ndarray) -> Totals:
+        """The totals of a row."""
+        wire, in_all = row[3:].astype(np.int64).reshape(2, -1)
+        return cls(float(row[0]), int(row[1]), int(row[2]), wire, in_all)
 
 
 @dataclass
@@ -99,7 +117,12 @@ class Loop:
             "best_valid": best.metric,
             "live_entries": self.live,
             "wait_share": max(self.ranks.gather(self.waiting.share)),
+            "wire_bytes": self._wire_bytes(),
         }
+
+    def _wire_bytes(self) -> dict[str, int]:
+        """Bytes that all ranks have sent in steps and rewires since the start of the run, by kind."""
+        return _by_kind(self.ranks.sum(torch.from_numpy(self.totals.wire_in_all.copy())).numpy())
 
     def _out_of_patience(self) -> bool:
         return bool(self.config.train.patience) and self.worse >= self.config.train.patience
@@ -115,10 +138,10 @@ class Loop:
         with closing(self.stream.read(self.config.train.epochs, make)) as batches:
             while True:
                 began = time.perf_counter()
-                batch = next(batches, None)
+                batch, following = next(batches, (None, None))
                 if batch is None:
                     return
-                self._step(batch, metrics, progress, time.perf_counter() - began)
+                self._step(batch, following, metrics, progress, time.perf_counter() - began)
                 if self._validates():
                     self._validate(metrics)
                     self._save()
@@ -126,17 +149,16 @@ class Loop:
                     if self._out_of_patience():
                         return
 
-    def _step(self, batch: Batch, metrics: MetricsLog, progress: Progress, waited: float) -> None:
+    def _step(
+        self, batch: Batch, following: Batch | None, metrics: MetricsLog, progress: Progress, waited: float
+    ) -> None:
         settings, began = self.config.train, time.perf_counter()
         self.step += 1
-        result = self.trainer.step(batch, self.step)
+        result = self.trainer.step(batch, self.step, following)
         worked = time.perf_counter() - began
         for waiting in (self.waiting, self.lately):
             waiting.add(waited, worked)
-        self.totals.loss += result.loss
-        self.totals.users += result.users
-        self.totals.wire_bytes += result.wire_bytes
-        self.totals.steps += 1
+        self.totals.add(result)
         if self.step % settings.log_every == 0:
             self._log(metrics, progress)
         if result.rewired is not None:
@@ -153,11 +175,15 @@ class Loop:
     def _log(self, metrics: MetricsLog, progress: Progress) -> None:
         waits = [0.0] * self.ranks.size
         waits[self.ranks.rank] = self.lately.share
-        mine = torch.tensor([*astuple(self.totals), *waits], dtype=torch.float64)
-        loss, users, steps, wire_bytes, *waits = self.ranks.sum(mine).tolist()
-        self.totals, self.lately = Totals(wire_bytes=self.totals.wire_bytes), Waiting()
+        mine = torch.from_numpy(np.concatenate([self.totals.row(), waits]))
+        shared = self.ranks.sum(mine).numpy()
+        together, waits = Totals.of(shared[: -self.ranks.size]), shared[-self.ranks.size :].tolist()
+        self.totals, self.lately = Totals(wire_in_all=self.totals.wire_in_all), Waiting()
         if self.ranks.rank == 0:
-            values = progress.line(self.step, loss / steps, int(users), self.live, int(wire_bytes), max(waits))
+            steps = together.steps // self.ranks.size
+            values = progress.line(self.step, together.loss / together.steps, together.users, self.live, max(waits))
+            values["wire_bytes"] = _by_kind(together.wire_in_all)
+            values["wire_bytes_per_step"] = _by_kind(together.wire // max(steps, 1))
             metrics.write("train", self.step, values)
 
     def _validate(self, metrics: MetricsLog) -> None:
@@ -182,7 +208,7 @@ class Loop:
             "best": self.best if self.best > float("-inf") else None,
             "worse": self.worse,
         }
-        own = {**self.trainer.collector.state_dict(), "totals": np.array(astuple(self.totals))}
+        own = {**self.trainer.own_state(), "totals": self.totals.row()}
         path = self.store.save(self.trainer.table.state_dict(), own, facts, self.ranks)
         if self.ranks.rank == 0:
             _write_journal(self.folder, server["journal"])
@@ -194,16 +220,15 @@ class Loop:
         self.step, self.worse = facts["step"], facts["worse"]
         self.start_metric = facts["start_metric"]
         self.best = facts["best"] if facts["best"] is not None else float("-inf")
+        row = self.totals.row()
         for own in self.store.load_own(checkpoint, self.ranks):
-            self.trainer.collector.load_state_dict(own)
-            loss, users, steps, wire_bytes = own["totals"].tolist()
-            before = self.totals
-            self.totals = Totals(
-                before.loss + loss,
-                before.users + int(users),
-                before.steps + int(steps),
-                before.wire_bytes + int(wire_bytes),
-            )
+            self.trainer.load_own_state(own)
+            row += own["totals"]
+        self.totals = Totals.of(row)
+
+
+def _by_kind(sent: np.ndarray) -> dict[str, int]:
+    return dict(zip(KINDS, map(int, sent), strict=True))
 
 
 def _write_journal(folder: RunFolder, journal: list[dict[str, Any]]) -> None:

@@ -56,14 +56,16 @@ class MetricsLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one event."""
+        """Append one event; in TensorBoard a dictionary is a scalar a key."""
         if self._board is None:
             return
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **values}, sort_keys=True) + "\n")
         for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            parts = value if isinstance(value, dict) else {None: value}
+            for part, number in parts.items():
+                if isinstance(number, int | float):
+                    self._board.add_scalar(f"{kind}/{name}" + (f"/{part}" if part else ""), number, step)
 
     def close(self) -> None:
         """Flush the scalars."""
@@ -95,10 +97,10 @@ class Progress:
 
     def __init__(self, step: int, steps: int) -> None:
         self.steps, self.began, self.began_at = steps, step, time.perf_counter()
-        self.last, self.last_at, self.users = step, self.began_at, 0
+        self.last, self.last_at = step, self.began_at
 
-    def line(self, step: int, loss: float, users: int, live: int, wire_bytes: int, wait_share: float) -> dict[str, Any]:
-        """The values of a training line; `users` and `wire_bytes` of all ranks since the last line and the start."""
+    def line(self, step: int, loss: float, users: int, live: int, wait_share: float) -> dict[str, Any]:
+        """The values of a training line; `users` of all ranks since the last line."""
         now = time.perf_counter()
         seconds = max(now - self.last_at, 1e-9)
         values = {
@@ -106,21 +108,18 @@ class Progress:
             "steps_per_second": (step - self.last) / seconds,
             "users_per_second": users / seconds,
             "live_entries": live,
-            "wire_bytes": wire_bytes,
             "wait_share": wait_share,
             "eta_seconds": (self.steps - step) * (now - self.began_at) / max(step - self.began, 1),
         }
         self.last, self.last_at = step, now
         log.info(
-            "step %d/%d  loss %.4f  %.1f steps/s  %.0f users/s  %d live  %.1f MB on the wire  %.1f %% waiting  "
-            "%.0f s to go",
+            "step %d/%d  loss %.4f  %.1f steps/s  %.0f users/s  %d live  %.1f %% waiting  %.0f s to go",
             step,
             self.steps,
             loss,
             values["steps_per_second"],
             values["users_per_second"],
             live,
-            wire_bytes / 1e6,
             100 * wait_share,
             values["eta_seconds"],
         )

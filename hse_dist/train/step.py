@@ -1,7 +1,7 @@
 """One training step, on one screen.
 
 In: a batch, made ahead of time. Out: tables that moved a little, and now and then other live entries. It is the same
-code on 1 and N ranks: `lookup`, `backward` and `rewire` are collective, all else is local.
+code on 1 and N ranks: `ask`, `answer`, `backward` and `rewire` are collective, all else is local.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from hse_dist.cluster import release_memory
@@ -30,11 +31,11 @@ from hse_dist.tables.sharded import DenseTable, PackedTable
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step says of itself: loss (this rank's), users, payload bytes to other ranks, and its rewire, if any."""
+    """What a step says of itself: loss (this rank's), users, bytes sent to other ranks by kind, its rewire, if any."""
 
     loss: float
     users: int
-    wire_bytes: int
+    wire_bytes: dict[str, int]
     rewired: dict[str, Any] | None
 
 
@@ -63,22 +64,39 @@ class Trainer:
         self.model = Autoencoder(config.model)
         self.collector = GrowthCollector(config.sparsity.rewire)
         self.version = 0
+        self._asked: tuple[Batch, Any] | None = None
 
-    def step(self, batch: Batch, step: int) -> StepResult:
-        """Train on one batch; `step` counts from 1 and keys every random number."""
-        rewiring = self.config.sparsity.rewire
+    def step(self, batch: Batch, step: int, following: Batch | None = None) -> StepResult:
+        """Train on one batch; `step` counts from 1 and keys every random number.
+
+        Args:
+            following: the next step's batch, if there is one on all ranks: its ids travel while this step computes.
+        """
+        rewiring, before = self.config.sparsity.rewire, dict(self.ranks.meter.sent)
         packed, due = isinstance(self.table, PackedTable), step + self.ahead
         collect = packed and collects_at(rewiring, due, self.steps)
         self._set_rates(due)
-        rows = self.table.lookup(batch.candidates)
+        rows = self.table.answer(self._ask(batch))
+        ahead = self._ask(following) if following is not None else None
         loss, activations = self.model.loss(rows, batch, self._generator(step), collect=collect)
         self._check(loss, step)
+        if following is not None and ahead is not None:
+            ahead.advance()
+            self._asked = (following, ahead)
         loss.backward()  # the fused optimizer updates the owners' shards in here
         if collect:
             self.collector.collect(activations, batch.candidates)
-        entry = self.rewire(due) if packed and rewires_at(rewiring, due, self.steps) else None
+        entry = None
+        if packed and rewires_at(rewiring, due, self.steps):
+            with self.ranks.meter.all_as("rewire"):
+                entry = self.rewire(due)
         users = int((batch.offsets.diff() > 0).sum())
-        return StepResult(loss.item(), users, self.table.wire_bytes(batch.candidates), entry)
+        return StepResult(loss.item(), users, self.ranks.meter.since(before), entry)
+
+    def _ask(self, batch: Batch) -> Any:
+        """The rows of a batch, on their way; perhaps since the step before."""
+        asked, self._asked = self._asked, None
+        return asked[1] if asked is not None and asked[0] is batch else self.table.ask(batch.candidates)
 
     def rewire(self, step: int) -> dict[str, Any]:
         """Let all ranks choose new live entries together; the journal's entry."""
@@ -124,6 +142,17 @@ class Trainer:
             rank=self.ranks.rank,
         )
         return batch.to(self.device)
+
+    def own_state(self) -> dict[str, np.ndarray]:
+        """What no other rank has: growth candidates, and what this rank owes of its gradients."""
+        owed = self.table.residuals_state() if isinstance(self.table, PackedTable) else {}
+        return {**self.collector.state_dict(), **owed}
+
+    def load_own_state(self, state: dict[str, np.ndarray]) -> None:
+        """Take up `own_state()` of a rank, too."""
+        self.collector.load_state_dict(state)
+        if isinstance(self.table, PackedTable):
+            self.table.load_residuals(state)
 
     def _generator(self, step: int) -> torch.Generator:
         """Of the input dropout: keyed, not carried, so that a resumed run draws what an uninterrupted one would."""

@@ -82,7 +82,7 @@ def join_server(config: Config, actor: Any, ranks: Ranks, steps: int, state: dic
 
     attempt: list[Any] = [uuid.uuid4().hex]
     dist.broadcast_object_list(attempt)
-    transport = RayTransport(actor, attempt[0], ranks.rank, config.cluster.timeout_seconds)
+    transport = RayTransport(actor, attempt[0], ranks.rank, config.cluster.timeout_seconds, ranks.meter)
     transport.join(ranks.size, steps, config.sparsity.model_dump_json(), state)
     return transport
 

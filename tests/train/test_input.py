@@ -54,7 +54,7 @@ def slow_batches(config: Config, ranks: int, rank: int) -> Found:
         prepared, config.data.stream, batch_size=config.train.batch_size, seed=config.run.seed, rank=rank, ranks=ranks
     )
     blocks = stream.read(config.train.epochs, lambda block, place: block)
-    for step, block in enumerate(blocks, start=1):
+    for step, (block, _) in enumerate(blocks, start=1):
         drawn = {"negatives": config.train.negatives, "seed": config.run.seed, "step": step, "rank": rank}
         found[step] = plain(make_batch(block, rows=prepared.items, **drawn))
     return found
@@ -64,11 +64,11 @@ def record(patch: pytest.MonkeyPatch, found: Found, stop: int = 0) -> None:
     """Note the batch of every step; raise before step `stop`."""
     run = Trainer.step
 
-    def step(self: Trainer, batch: Batch, number: int) -> Any:
+    def step(self: Trainer, batch: Batch, number: int, *following: Batch | None) -> Any:
         if number == stop:
             raise Interrupted
         found[number] = plain(batch)
-        return run(self, batch, number)
+        return run(self, batch, number, *following)
 
     patch.setattr(Trainer, "step", step)
 
@@ -100,9 +100,9 @@ def test_batches_are_made_in_another_thread_before_their_step(tmp_path, data, mo
         made[number] = threading.get_ident()
         return batch(self, block, number)
 
-    def run(self: Trainer, given: Batch, number: int) -> Any:
+    def run(self: Trainer, given: Batch, number: int, *following: Batch | None) -> Any:
         ahead.append(number in made)
-        return step(self, given, number)
+        return step(self, given, number, *following)
 
     monkeypatch.setattr(Trainer, "batch", make)
     monkeypatch.setattr(Trainer, "step", run)
@@ -130,9 +130,9 @@ def _fake_clock(patch: pytest.MonkeyPatch, wait: float) -> None:
             now[0] += wait
             yield item
 
-    def slow_step(self: Trainer, batch: Batch, number: int) -> Any:
+    def slow_step(self: Trainer, batch: Batch, number: int, *following: Batch | None) -> Any:
         now[0] += 1.0
-        return step(self, batch, number)
+        return step(self, batch, number, *following)
 
     patch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     patch.setattr(HistoryStream, "read", slow_read)

@@ -58,8 +58,8 @@ def interrupt(patch: pytest.MonkeyPatch, after: int) -> None:
     """Let every run raise once its step `after` is done and before anything is written about it."""
     step = Trainer.step
 
-    def stop(self: Trainer, block: Any, number: int) -> Any:
-        result = step(self, block, number)
+    def stop(self: Trainer, batch: Any, number: int, *following: Any) -> Any:
+        result = step(self, batch, number, *following)
         if number == after:
             raise Interrupted
         return result
@@ -217,9 +217,13 @@ def begin(config: Config) -> dict[str, Any]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("sharding", ["row_wise", "table_wise"])
-def test_two_ranks_resume_bit_equal_and_four_take_over(tmp_path, data, sharding):
+@pytest.mark.parametrize(
+    ("sharding", "wire"),
+    [("row_wise", {}), ("table_wise", {}), ("row_wise", {"gradient_slots": 2, "gradients": "bfloat16"})],
+)
+def test_two_ranks_resume_bit_equal_and_four_take_over(tmp_path, data, sharding, wire):
     changes = {"train__checkpoint_every": 4, "tables__item__sharding": sharding, "train__epochs": 8}
+    changes |= {f"tables__item__wire__{name}": value for name, value in wire.items()}
     straight, broken, other = (small_config(tmp_path / name, data, **changes) for name in ("a", "b", "c"))
     state = begin(straight), begin(broken)
     (whole, _) = run_ranks(train_on, 2, straight, state[0], None)
@@ -230,8 +234,11 @@ def test_two_ranks_resume_bit_equal_and_four_take_over(tmp_path, data, sharding)
     (summary, _) = run_ranks(train_on, 2, broken, state[1], None)
     assert summary["resumed_from"] == 16 and summary["steps"] == whole["steps"] >= 20
     check_equal_runs(straight, broken, ranks=2)
-    wire = [line["wire_bytes"] for line in metrics_of(broken) if line["kind"] == "train"]
-    assert wire == sorted(wire) and wire[0] > 0
+    lines = [line["wire_bytes"] for line in metrics_of(broken) if line["kind"] == "train"]
+    for kind in ("ids", "columns", "values", "gradients", "rewire"):
+        sent = [line[kind] for line in lines]
+        assert sent == sorted(sent) and sent[-1] > 0
+    assert summary["wire_bytes"] == whole["wire_bytes"]
     # four ranks give other sums, but the run goes on where it was and keeps its promises
     (taken, *_) = run_ranks(train_on, 4, other, state[1], None)
     assert taken["resumed_from"] == 8 and taken["live_entries"] == whole["live_entries"]
@@ -315,10 +322,10 @@ def test_divergence_is_named_and_leaves_the_last_checkpoint(tmp_path, data, monk
     config = small_config(tmp_path / "run", data, train__checkpoint_every=4)
     lookup = Trainer.step
 
-    def spoil(self: Trainer, block: Any, number: int) -> Any:
+    def spoil(self: Trainer, batch: Any, number: int, *following: Any) -> Any:
         if number == 6:
             self.table.local_values()[:, 0] = np.nan
-        return lookup(self, block, number)
+        return lookup(self, batch, number, *following)
 
     monkeypatch.setattr(Trainer, "step", spoil)
     with pytest.raises(NumericError, match=r"loss of rank 0 in step 6 is nan.*train.learning_rate = 0.3"):

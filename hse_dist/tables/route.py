@@ -1,0 +1,91 @@
+"""The way of a lookup between ranks: ids to the ranks that hold their rows, rows back, and gradients after them.
+
+In: ids, and collections that are placed alike. Out: a tensor of rows a collection. TorchRec's `forward` sends the ids
+once a collection; here one input distribution serves all of them (values and columns of a chunk lie on the same rank),
+and it may begin long before the rows are wanted: ids do not depend on what a step changes, so nothing gets stale.
+These are the same three calls that TorchRec's own train pipeline makes.
+
+What goes to other ranks is counted where the splits of the collectives are known, that is here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrec import KeyedJaggedTensor
+
+from hse_dist.ranks import ByteMeter
+from hse_dist.tables.codecs import Codec
+
+FEATURE = "item"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What to read: a sharded collection, its kind for the meter, its width and its codecs."""
+
+    collection: Any
+    kind: str
+    width: int
+    forward: Codec
+    backward: Codec
+
+
+class Route:
+    """Ids on their way; a collective call, as is every method.
+
+    Args:
+        collection: any sharded collection of the placement.
+        ids: int64 [N], below `count`, the same on all ranks; they travel in four bytes where that allows it.
+    """
+
+    def __init__(self, collection: Any, ids: Tensor, count: int, meter: ByteMeter, rank: int) -> None:
+        self.ids, self._meter, self._rank = ids, meter, rank
+        self._type = torch.int32 if count < 2**31 else torch.int64
+        self._context = collection.create_context()
+        lengths = torch.tensor([len(ids)], device=ids.device, dtype=self._type)
+        features = KeyedJaggedTensor(keys=[FEATURE], values=ids.to(self._type), lengths=lengths)
+        self._counts: Any = collection.input_dist(self._context, features)
+        self._sent: Any = None
+        self._there: Any = None
+
+    def advance(self) -> None:
+        """Wait until the ranks know how many ids to expect, and send the ids."""
+        if self._counts is not None:
+            self._sent, self._counts = self._counts.wait(), None
+
+    def read(self, *readings: Reading) -> list[Tensor]:
+        """The rows [N, width] of each reading; those of all are under way before the first is waited for."""
+        features = self._arrive()
+        answers = []
+        for reading in readings:
+            answers.append(reading.collection.compute_and_output_dist(self._context, features))
+            self._count(reading)
+        return [answer[FEATURE].values() for answer in answers]
+
+    def _arrive(self) -> Any:
+        if self._there is None:
+            self.advance()
+            self._there, self._sent = self._sent.wait(), None
+            out, _ = self._splits()
+            self._meter.add("ids", out * self._type.itemsize)
+        return self._there
+
+    def _splits(self) -> tuple[int, int]:
+        """How many ids went from this rank to others, and came from others to this one."""
+        (context,) = self._context.sharding_contexts
+        out, back = (
+            sum(count for rank, count in enumerate(splits) if rank != self._rank)
+            for splits in (context.input_splits, context.output_splits)
+        )
+        return out, back
+
+    def _count(self, reading: Reading) -> None:
+        out, back = self._splits()
+        self._meter.add(reading.kind, reading.forward.bytes_of(back * reading.width))
+        if torch.is_grad_enabled():
+            kind = "gains" if reading.kind == "gains" else "gradients"
+            self._meter.add(kind, reading.backward.bytes_of(out * reading.width))
