@@ -108,9 +108,11 @@ def _report(times: dict[str, list[float]], shape: dict[str, int | str]) -> Repor
 
 
 def make_batch(candidates: int, users: int, history: int, rows: int, device: torch.device, seed: int = 0) -> Batch:
-    """Histories of geometric length (at least 1) over the candidates, which are spread over the table."""
-    rng = np.random.default_rng(seed)
+    """Histories of geometric length (at least 1) over the candidates, which are spread over the table; lengths are the
+    same whatever the seed."""
+    rng = np.random.default_rng(0)
     lengths = np.minimum(rng.geometric(1.0 / history, users), candidates)
+    rng = np.random.default_rng(seed) if seed else rng
     positions = [rng.choice(candidates, n, replace=False) for n in lengths]
     chosen = np.sort(rng.choice(rows, candidates, replace=False))
     parts = (chosen, np.concatenate([[0], np.cumsum(lengths)]), np.concatenate(positions))
