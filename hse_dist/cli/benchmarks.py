@@ -43,6 +43,33 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("device", "cpu", "where to measure", ("cpu", "cuda")),
         ),
     ),
+    "scale": (
+        "weak scaling: the same work on each of 1, 2 and 4 ranks, pinned to a core each",
+        (
+            Option("candidates", 8192, "C, distinct candidates of a rank's batch"),
+            Option("live", 32, "k, live entries a row"),
+            Option("dims", 4096, "D, columns of the packed table"),
+            Option("users", 512, "B, users of a rank's batch"),
+            Option("history", 60, "mean history of a user"),
+            Option("rows", 200_000, "rows of the tables, for each rank"),
+            Option("chunk_width", 32, "w, slots a chunk of the packed table"),
+            Option("rounds", 12, "turns of every number of ranks; the median of all steps counts"),
+            Option("steps", 4, "steps of a turn"),
+        ),
+    ),
+    "retrieve": (
+        "the best items of users from an export, beside dense products and SciPy's",
+        (
+            Option("items", 1_000_000, "of the export"),
+            Option("users", 1000, "asked for at once"),
+            Option("top", 100, "items a user gets"),
+            Option("live", 32, "k, live entries an item"),
+            Option("dims", 4096, "D, columns"),
+            Option("history", 60, "mean history of a user"),
+            Option("repeats", 3, "answers measured; the median counts"),
+            Option("threads", None, "threads of arithmetic (default: all cores)"),
+        ),
+    ),
 }
 
 

@@ -54,14 +54,18 @@ class Recommendation:
 class Recommender:
     """Answers from an export.
 
+    Args:
+        threads: of the compiled kernels; None: all cores that this process may use.
+        kernels: False leaves them unused.
+
     Attributes:
         item_ids: raw ids `[items]`, an Arrow array.
     """
 
-    def __init__(self, export: Export, threads: int | None = None) -> None:
+    def __init__(self, export: Export, threads: int | None = None, *, kernels: bool = True) -> None:
         self.item_ids = export.item_ids
         self._matrix, self._gains = export.matrix, export.gains
-        self._sweep = Sweep(export.matrix, export.gains, threads) if available(export.matrix) else None
+        self._sweep = Sweep(export.matrix, export.gains, threads) if kernels and available(export.matrix) else None
 
     @cached_property
     def _by_column(self) -> sp.csr_matrix:
@@ -69,14 +73,7 @@ class Recommender:
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> Self:
-        """An export on disk.
-
-        Args:
-            threads: of arithmetic, for the compiled kernels; None: all cores that this process may use.
-
-        Raises:
-            ExportError: see `load_export`.
-        """
+        """Raises ExportError: see `load_export`."""
         return cls(load_export(folder), threads)
 
     def recommend(self, history: Iterable[Any], k: int = 10) -> Recommendation:
