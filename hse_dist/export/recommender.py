@@ -5,16 +5,17 @@ In: an export folder and histories of raw item ids. Out: items that are not in t
 With the rows A and gains g of the export: u = Σ_{i in history} A_i, score_j = g_j · (u · A_j). The model's second term
 takes back what an item gives itself, which concerns items of the history only, and these are never recommended.
 
-Both products are sparse. u holds a few per cent of the columns, and a column is live in few items, so u·Aᵀ visits far
-less than every live entry (1 000 000 items of 32: some ten times faster than A·u); Aᵀ takes as much memory as A.
-Users are taken in blocks that bound the scores, users × items; a user's answer does not depend on the block. Only
-NumPy, SciPy and PyArrow are imported.
+Compiled kernels score and choose in one sweep (`sweep.py`) where they were built. Without them both products are
+SciPy's: u holds a part of the columns, and a column is live in few items, so u·Aᵀ visits far less than every live
+entry; users are then taken in blocks that bound the scores, users × items. Both give the same numbers, bit by bit, and
+a user's answer does not depend on the block. Only NumPy, SciPy and PyArrow are imported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,10 +26,14 @@ import scipy.sparse as sp
 
 from hse_dist.errors import ConfigError
 from hse_dist.export.format import Export, load_export
+from hse_dist.export.sweep import Sweep, available
 from hse_dist.export.topk import top_k
 
 SCORES_AT_A_TIME = 2**23
-"""Users × items of a block; a score takes up to 30 bytes on its way (sparse, dense, as a key to sort by)."""
+"""Users × items of a block of the plain path; a score takes up to 30 bytes on its way (sparse, dense, as a key to sort
+by)."""
+USERS_AT_A_TIME = 1024
+"""Users of a block of the compiled path, which holds no scores."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +54,27 @@ class Recommendation:
 class Recommender:
     """Answers from an export.
 
+    Args:
+        threads: of the compiled kernels; None: all cores that this process may use.
+        kernels: False leaves them unused.
+
     Attributes:
         item_ids: raw ids `[items]`, an Arrow array.
     """
 
-    def __init__(self, export: Export) -> None:
+    def __init__(self, export: Export, threads: int | None = None, *, kernels: bool = True) -> None:
         self.item_ids = export.item_ids
         self._matrix, self._gains = export.matrix, export.gains
-        self._by_column = export.matrix.T.tocsr()
+        self._sweep = Sweep(export.matrix, export.gains, threads) if kernels and available(export.matrix) else None
+
+    @cached_property
+    def _by_column(self) -> sp.csr_matrix:
+        return self._matrix.T.tocsr()
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, threads: int | None = None) -> Self:
         """Raises ExportError: see `load_export`."""
-        return cls(load_export(folder))
+        return cls(load_export(folder), threads)
 
     def recommend(self, history: Iterable[Any], k: int = 10) -> Recommendation:
         """At most `k` items for one history of raw ids; without a known id in it there are none.
@@ -106,7 +119,7 @@ class Recommender:
         k = min(k, len(self.item_ids))
         users = len(offsets) - 1
         top, scores = np.full((users, k), -1, np.int64), np.full((users, k), -np.inf, np.float32)
-        step = max(1, SCORES_AT_A_TIME // len(self.item_ids))
+        step = USERS_AT_A_TIME if self._sweep else max(1, SCORES_AT_A_TIME // len(self.item_ids))
         for first in range(0, users, step):
             part = slice(first, min(first + step, users))
             ends = offsets[part.start : part.stop + 1]
@@ -124,6 +137,8 @@ class Recommender:
         pooled = histories @ self._matrix
         # SciPy leaves the columns of a product in any order; in ascending order every sum is taken the same way
         pooled.sort_indices()
+        if self._sweep:
+            return self._sweep.top(pooled, histories, k)
         scores = (pooled @ self._by_column).toarray()
         scores *= self._gains
         scores[np.repeat(np.arange(users), np.diff(histories.indptr)), histories.indices] = -np.inf

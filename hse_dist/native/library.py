@@ -14,13 +14,14 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # an export answers without torch
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
-
-Argument = torch.Tensor | np.ndarray | int | float | None
 
 
 @cache
@@ -30,16 +31,16 @@ def library() -> ctypes.CDLL | None:
         return None
     found = sorted(Path(__file__).parent.glob("_kernels*.so"))
     if not found:
-        log.warning("The compiled kernels were not built (no C++ compiler at installation?): steps take longer.")
+        log.warning("The compiled kernels were not built (no C++ compiler at installation?): all takes longer.")
         return None
     try:
         return ctypes.CDLL(str(found[0]))
     except OSError as error:
-        log.warning("The compiled kernels cannot be loaded (%s): steps take longer.", error)
+        log.warning("The compiled kernels cannot be loaded (%s): all takes longer.", error)
         return None
 
 
-def call(name: str, *arguments: Argument) -> int:
+def call(name: str, *arguments: Tensor | np.ndarray | int | float | None) -> int:
     """Call the kernel `name`; tensors and arrays go by address, whole numbers as int64, others as double.
 
     The caller answers for types, sizes and bounds: the kernels check nothing.
@@ -54,13 +55,13 @@ def call(name: str, *arguments: Argument) -> int:
     return kernel(*[_native(argument) for argument in arguments])
 
 
-def _native(argument: Argument) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
+def _native(argument: Tensor | np.ndarray | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
     if argument is None:
         return ctypes.c_void_p(None)
-    if isinstance(argument, torch.Tensor):
-        assert argument.is_contiguous() and argument.device.type == "cpu"
-        return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, np.ndarray):
         assert argument.flags.c_contiguous
         return ctypes.c_void_p(argument.ctypes.data)
-    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_double(argument)
+    if isinstance(argument, int | float):
+        return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_double(argument)
+    assert argument.is_contiguous() and argument.device.type == "cpu"
+    return ctypes.c_void_p(argument.data_ptr())

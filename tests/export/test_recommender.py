@@ -41,6 +41,14 @@ def slow(dense: np.ndarray, gains: np.ndarray, history: set[int], k: int) -> lis
     return [(j, scores[j]) for j in sorted(scores, key=lambda j: (-scores[j], j))[:k]]
 
 
+@pytest.fixture(params=["kernels", "plain"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the compiled kernels may be used."""
+    if request.param == "plain":
+        monkeypatch.setattr(module, "available", lambda matrix: False)
+    return request.param == "kernels"
+
+
 @pytest.fixture(params=["integers", "strings"])
 def served(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, list, np.ndarray, np.ndarray]:
     ids = list(range(500, 500 + ITEMS)) if request.param == "integers" else [f"b{i}" for i in range(ITEMS)]
@@ -52,7 +60,7 @@ def random_histories(users: int, seed: int) -> list[list[int]]:
     return [generator.integers(0, ITEMS, generator.integers(0, 12)).tolist() for _ in range(users)]
 
 
-def test_one_history_against_the_formula(served) -> None:
+def test_one_history_against_the_formula(served, kernels) -> None:
     folder, ids, dense, gains = served
     recommender = hse_dist.Recommender.load(folder)
     for history in [[3], [3, 3, 9, 40], [59, 0, 1], list(range(ITEMS - 2))]:
@@ -71,10 +79,11 @@ def test_unknown_items_are_reported_and_skipped(served) -> None:
     assert list(recommender.recommend(strange, 5)) == list(recommender.recommend([], 5)) == []
 
 
-@pytest.mark.parametrize("scores_at_a_time", [1, 7 * ITEMS, 2**23])
-def test_blocks_do_not_show(served, monkeypatch, scores_at_a_time: int) -> None:
+@pytest.mark.parametrize("users_at_a_time", [1, 7, 1024])
+def test_blocks_do_not_show(served, kernels, monkeypatch, users_at_a_time: int) -> None:
     folder, _, dense, gains = served
-    monkeypatch.setattr(module, "SCORES_AT_A_TIME", scores_at_a_time)
+    monkeypatch.setattr(module, "SCORES_AT_A_TIME", users_at_a_time * ITEMS)
+    monkeypatch.setattr(module, "USERS_AT_A_TIME", users_at_a_time)
     histories = random_histories(20, 1)
     offsets = np.cumsum([0, *map(len, histories)])
     rows = np.array([i for history in histories for i in history])
@@ -98,7 +107,7 @@ def test_rows_are_found_both_ways(tmp_path: Path) -> None:
     assert recommender.rows_of(few.slice(0, 0)).tolist() == []
 
 
-def test_k_beyond_the_items_gives_them_all_and_below_one_is_refused(served) -> None:
+def test_k_beyond_the_items_gives_them_all_and_below_one_is_refused(served, kernels) -> None:
     folder, ids, _, _ = served
     recommender = Recommender.load(folder)
     assert len(recommender.recommend([ids[0]], 10_000)) == ITEMS - 1
