@@ -17,7 +17,7 @@ import torch
 
 from hse_dist.benchmark.report import Chart, Report, spread
 from hse_dist.cluster import prepare_process, usable_device
-from hse_dist.config import ClusterSettings, ModelSettings, TrainSettings
+from hse_dist.config import ClusterSettings, ModelSettings, TrainSettings, WireSettings
 from hse_dist.data.batch import Batch
 from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.ranks import Ranks, free_address, process_group
@@ -120,11 +120,17 @@ def make_batch(candidates: int, users: int, history: int, rows: int, device: tor
 
 
 def packed_table(
-    rows: int, dims: int, live: int, chunk_width: int, ranks: Ranks, settings: TrainSettings
+    rows: int,
+    dims: int,
+    live: int,
+    chunk_width: int,
+    ranks: Ranks,
+    settings: TrainSettings,
+    wire: WireSettings | None = None,
 ) -> PackedTable:
     """A table of `live` random entries a row."""
     layout = RowLayout.from_lengths(np.full(rows, live), chunk_width)
-    table = PackedTable(layout, dims, ranks, settings, "row_wise", with_gains=False)
+    table = PackedTable(layout, dims, ranks, settings, "row_wise", with_gains=False, wire=wire)
     first, last = table.row_ranges[ranks.rank]
     offsets = (layout.offsets[first : last + 1].numpy() - int(layout.offsets[first])) * layout.width
     rng = np.random.default_rng(1)

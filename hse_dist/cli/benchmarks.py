@@ -43,6 +43,19 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("device", "cpu", "where to measure", ("cpu", "cuda")),
         ),
     ),
+    "wire": (
+        "bytes that ranks send each other in a step, packed rows beside dense ones, and the time of the codecs",
+        (
+            Option("candidates", 8192, "C, distinct candidates of a rank's batch"),
+            Option("live", 32, "k, live entries a row"),
+            Option("dims", 4096, "D, columns of the packed and of the wide dense table"),
+            Option("users", 128, "B, users of a rank's batch"),
+            Option("history", 60, "mean history of a user"),
+            Option("rows", 200_000, "rows of the tables"),
+            Option("chunk_width", 16, "w, slots a chunk; w / 4 of its gradients are sent"),
+            Option("steps", 3, "steps measured"),
+        ),
+    ),
     "scale": (
         "weak scaling: the same work on each of 1, 2 and 4 ranks, pinned to a core each",
         (

@@ -156,6 +156,10 @@ class StrongestGradients(Codec):
     def calc_quantized_size(self, numbers: int, ctx: None = None) -> int:
         return numbers // self.width * self.chunk_bytes
 
+    def plain_way(self, grad_nw: Tensor) -> Tensor:
+        """There and back by the plain path, for benchmarks."""
+        return self._plain_decode(self._plain_encode(grad_nw).view(len(grad_nw), self.chunk_bytes))
+
     def _plain_encode(self, grad_nw: Tensor) -> Tensor:
         narrow = rounded(grad_nw, self.dtype).to(DTYPES[self.dtype])
         if self.sent == self.width:
