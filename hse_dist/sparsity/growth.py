@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Triples:
+class SeenGradients:
     """Gradients of positions that are not live: rows, columns int64 [n], gradients float32 [n]."""
 
     rows: Ints
@@ -29,11 +29,11 @@ class Triples:
     gradients: Floats
 
     @classmethod
-    def empty(cls) -> Triples:
+    def empty(cls) -> SeenGradients:
         return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
-def merge(triples: Triples, visited: Ints) -> tuple[Ints, Ints, Floats]:
+def merge(seen: SeenGradients, visited: Ints) -> tuple[Ints, Ints, Floats]:
     """One score a position: |Σ gradients| / visits of its row.
 
     Args:
@@ -43,13 +43,13 @@ def merge(triples: Triples, visited: Ints) -> tuple[Ints, Ints, Floats]:
     Returns:
         rows, columns, scores [n], by row, then column.
     """
-    if not len(triples.rows):
-        return triples.rows, triples.columns, triples.gradients
+    if not len(seen.rows):
+        return seen.rows, seen.columns, seen.gradients
     # by gradient last: a float sum depends on its order
-    order = np.lexsort((triples.gradients, triples.columns, triples.rows))
-    rows, columns = triples.rows[order], triples.columns[order]
+    order = np.lexsort((seen.gradients, seen.columns, seen.rows))
+    rows, columns = seen.rows[order], seen.columns[order]
     starts = np.flatnonzero(np.concatenate([[True], (np.diff(rows) != 0) | (np.diff(columns) != 0)]))
-    sums = np.add.reduceat(triples.gradients[order].astype(np.float64), starts)
+    sums = np.add.reduceat(seen.gradients[order].astype(np.float64), starts)
     rows, columns = rows[starts], columns[starts]
     known, visits = np.unique(visited, return_counts=True)
     scores = np.abs(sums) / visits[np.searchsorted(known, rows)]

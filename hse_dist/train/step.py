@@ -71,7 +71,9 @@ class Trainer:
         collect = packed and collects_at(rewiring, due, self.steps)
         self._set_rates(due)
         rows = self.table.lookup(batch.candidates)
-        loss, activations = self.model.loss(rows, batch, self._generator(step), collect=collect)
+        loss, activations = self.model.loss(
+            rows, batch, self._generator(step), collect=self.collector.users(rows) if collect else 0
+        )
         self._check(loss, step)
         loss.backward()  # the fused optimizer updates the owners' shards in here
         if collect:

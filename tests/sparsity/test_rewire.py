@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hse_dist.config import BudgetSettings, RewireSettings, SparsitySettings
 from hse_dist.errors import NumericError, ProtocolError
-from hse_dist.sparsity.growth import Triples, merge
+from hse_dist.sparsity.growth import SeenGradients, merge
 from hse_dist.sparsity.messages import Open
 from hse_dist.sparsity.rewire import Candidates, rescale_to_unit, rewire
 from hse_dist.sparsity.server import SparsityServer
@@ -59,7 +59,7 @@ def part(rows: OwnedRows, first: int, last: int) -> OwnedRows:
 
 
 def make_candidates(rng, rows: int, dims: int, count: int, *, ties: bool) -> Candidates:
-    triples = Triples(
+    triples = SeenGradients(
         rng.integers(0, rows, count),
         rng.integers(0, dims, count),
         (rng.integers(1, 4, count) if ties else rng.normal(size=count)).astype(np.float32),
@@ -184,7 +184,7 @@ def test_nan_is_refused_with_its_row(where):
 
 def test_merge_equals_a_slow_reference_in_any_order():
     rng = np.random.default_rng(4)
-    triples = Triples(rng.integers(0, 5, 300), rng.integers(0, 6, 300), rng.normal(size=300).astype(np.float32))
+    triples = SeenGradients(rng.integers(0, 5, 300), rng.integers(0, 6, 300), rng.normal(size=300).astype(np.float32))
     visited = rng.integers(0, 5, 40)
     visited = np.concatenate([visited, np.arange(5)])
     rows, columns, scores = merge(triples, visited)
@@ -193,7 +193,7 @@ def test_merge_equals_a_slow_reference_in_any_order():
         expected = abs(triples.gradients[same].astype(np.float64).sum()) / (visited == row).sum()
         assert score == pytest.approx(expected, rel=1e-5)
     order = rng.permutation(300)
-    shuffled = Triples(triples.rows[order], triples.columns[order], triples.gradients[order])
+    shuffled = SeenGradients(triples.rows[order], triples.columns[order], triples.gradients[order])
     assert merge(shuffled, visited[::-1])[2].tobytes() == scores.tobytes()
 
 
