@@ -1,12 +1,12 @@
 """Gradients of positions that are not live, for the candidates of a batch only.
 
 In: a step's activations after backward. Out: the strongest positions of each candidate row, as `SeenGradients`. Where
-rows are used at length 1, gradients are of the row at that length. They are those of a sample of the batch's users: what
-is kept of a row is the `explore` strongest of its positions, and a sample of 64 users finds nearly those of 512.
+rows are used at length 1, gradients are of the row at that length. They come from a sample of the batch's users: only
+the strongest `explore` positions of a row matter, and 64 users of 512 name nearly the same ones.
 
-The full gradient `∂s·u + Xᵀ·∂u` is C × K and is never held. The compiled path makes it in registers (native/growth.cpp);
-the plain path in blocks of candidates that fit a memory setting, from which live positions are taken out. Where user
-vectors are sparse (wide tables), the first product is a sparse one.
+The full gradient `∂s·u + Xᵀ·∂u` is C × K and is never held. The compiled path makes it in registers
+(native/growth.cpp); the plain path in blocks of candidates that fit a memory setting, from which live positions are
+taken out. Where user vectors are sparse (wide tables), the first product is a sparse one.
 
 Shapes: B users, C candidates, E live entries, K columns in use, c candidates of a block, e positions kept a row.
 """

@@ -22,8 +22,9 @@ from hse_dist.ranks import Ranks
 from hse_dist.sparsity.client import Transport
 from hse_dist.sparsity.collect import GrowthCollector
 from hse_dist.sparsity.growth import merge
-from hse_dist.sparsity.rewire import Candidates, rescale_to_unit, rewire
+from hse_dist.sparsity.rewire import Candidates, rewire
 from hse_dist.sparsity.schedule import collects_at, rewires_at
+from hse_dist.sparsity.slots import rescale_to_unit
 from hse_dist.tables.plan import local_device
 from hse_dist.tables.sharded import DenseTable, PackedTable
 

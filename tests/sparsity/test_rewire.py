@@ -16,8 +16,9 @@ from hse_dist.config import BudgetSettings, RewireSettings, SparsitySettings
 from hse_dist.errors import NumericError, ProtocolError
 from hse_dist.sparsity.growth import SeenGradients, merge
 from hse_dist.sparsity.messages import Open
-from hse_dist.sparsity.rewire import Candidates, rescale_to_unit, rewire
+from hse_dist.sparsity.rewire import Candidates, rewire
 from hse_dist.sparsity.server import SparsityServer
+from hse_dist.sparsity.slots import rescale_to_unit
 from hse_dist.tables.sharded import OwnedRows
 
 
@@ -42,7 +43,7 @@ class ThreadTransport:
 def make_rows(rng, rows: int, dims: int, width: int, *, ties: bool) -> OwnedRows:
     chunks = rng.integers(1, 4, rows)
     offsets = np.concatenate([[0], np.cumsum(chunks * width)])
-    values, columns = np.zeros(offsets[-1], np.float32), np.full(offsets[-1], dims)
+    values, columns = np.zeros(offsets[-1], np.float32), np.full(offsets[-1], dims, np.int32)
     for r in range(rows):
         live = rng.integers(1, min(chunks[r] * width, dims) + 1)
         slots = offsets[r] + rng.permutation(chunks[r] * width)[:live]
