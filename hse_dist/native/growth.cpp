@@ -60,8 +60,9 @@ struct Problem {
 // What one thread works on.
 struct Space {
     std::vector<uint64_t> live;    // [D] lanes that have the column
-    std::vector<float> grads;      // [B, W] ∂s of the block's candidates
-    std::vector<float> shares;     // [B, W] whether a candidate is in a seer's history
+    std::vector<float> memory;     // of the next two
+    float* grads;                  // [B, W] ∂s of the block's candidates
+    float* shares;                 // [B, W] whether a candidate is in a seer's history
     std::vector<int32_t> block_seers;
     std::vector<Hit> hits;         // [W, room]
     int64_t counts[W], room;
@@ -110,8 +111,7 @@ void shrink(const Problem& p, Space& s, int64_t lane) {
 }
 
 void load(const Problem& p, Space& s, const int32_t* chosen, int64_t lanes) {
-    std::fill(s.grads.begin(), s.grads.end(), 0.0f);
-    std::fill(s.shares.begin(), s.shares.end(), 0.0f);
+    std::fill(s.memory.begin(), s.memory.end(), 0.0f);
     s.block_seers.clear();
     std::vector<int32_t> place(p.users, -1);
     for (int64_t j = 0; j < lanes; ++j) {
@@ -146,11 +146,11 @@ void unload(const Problem& p, Space& s, const int32_t* chosen, int64_t lanes) {
 INLINE void column(const Problem& p, Space& s, int64_t d, float16v* out, float16v* largest) {
     float16v total[VECTORS] = {};
     for (int64_t n = p.column_ends[d]; n < p.column_ends[d + 1]; ++n) {
-        const float16v* grad = (const float16v*)(s.grads.data() + int64_t(p.cells[n].user) * W);
+        const float16v* grad = (const float16v*)(s.grads + int64_t(p.cells[n].user) * W);
         for (int i = 0; i < VECTORS; ++i) total[i] += p.cells[n].value * grad[i];
     }
     const float* grad_user = p.grad_users + d * p.users;
-    const float16v* share = (const float16v*)s.shares.data();
+    const float16v* share = (const float16v*)s.shares;
     for (const int32_t seer : s.block_seers) {
         for (int i = 0; i < VECTORS; ++i) total[i] += grad_user[seer] * share[i];
         share += VECTORS;
@@ -190,9 +190,56 @@ FOR_EACH_CPU void blocks(const Problem& p, Space& s, int64_t thread, int64_t thr
     }
 }
 
+// A seen gradient: the number of its position, and its bits.
+struct Seen {
+    int64_t position;
+    uint32_t bits;
+};
+
+float gradient_of(uint32_t bits) {
+    float gradient;
+    std::memcpy(&gradient, &bits, sizeof(gradient));
+    return gradient;
+}
+
+// By position: a radix sort, from the lowest of the bits that positions have.
+void by_position(std::vector<Seen>& seen, int64_t largest) {
+    constexpr int64_t BITS = 11, BINS = int64_t(1) << BITS;
+    std::vector<Seen> other(seen.size());
+    for (int64_t shift = 0; shift < 63 && largest >> shift; shift += BITS) {
+        int64_t starts[BINS + 1] = {};
+        for (const Seen& one : seen) ++starts[(one.position >> shift & (BINS - 1)) + 1];
+        for (int64_t b = 0; b < BINS; ++b) starts[b + 1] += starts[b];
+        for (const Seen& one : seen) other[starts[one.position >> shift & (BINS - 1)]++] = one;
+        seen.swap(other);
+    }
+}
+
 }  // namespace
 
 extern "C" {
+
+// The sum of the gradients of each position, by position. Gradients of a position are added in the order of their bits,
+// so that the sum depends on nothing else. Returns the number of positions.
+int64_t hse_merge(int64_t count, int64_t largest, const int64_t* positions, const float* gradients,
+                  int64_t* out_positions, double* out_sums) {
+    std::vector<Seen> seen(count);
+    for (int64_t n = 0; n < count; ++n) {
+        seen[n].position = positions[n];
+        std::memcpy(&seen[n].bits, gradients + n, sizeof(uint32_t));
+    }
+    by_position(seen, largest);
+    int64_t found = 0;
+    for (int64_t n = 0, end; n < count; n = end) {
+        for (end = n + 1; end < count && seen[end].position == seen[n].position;) ++end;
+        std::sort(seen.begin() + n, seen.begin() + end, [](const Seen& a, const Seen& b) { return a.bits < b.bits; });
+        double sum = 0.0;
+        for (int64_t i = n; i < end; ++i) sum += gradient_of(seen[i].bits);
+        out_positions[found] = seen[n].position;
+        out_sums[found++] = sum;
+    }
+    return found;
+}
 
 // The strongest `explore` positions of every candidate that are not live; `out_gradients` comes zeroed. Columns from
 // `dims` on (the spare one of a renumbered block) are left out. Pairs (position, user) of the histories come by user.
@@ -207,8 +254,10 @@ int64_t hse_growth(int64_t candidates, int64_t dims, int64_t users, int64_t pair
     std::vector<Space> spaces(threads);
     for (Space& s : spaces) {
         s.live.assign(all_dims, 0);
-        s.grads.resize(users * W);
-        s.shares.resize(users * W);
+        // vectors that begin in the middle of a cache line take twice as long to load
+        s.memory.resize(2 * users * W + LANES);
+        s.grads = s.memory.data() + (64 - reinterpret_cast<uintptr_t>(s.memory.data()) % 64) % 64 / sizeof(float);
+        s.shares = s.grads + users * W;
         s.room = explore + std::max(explore, 3 * GROUP);
         s.hits.resize(W * s.room);
     }

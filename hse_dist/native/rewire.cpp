@@ -104,16 +104,22 @@ FOR_EACH_CPU void clear_largest(int64_t first, int64_t last, const int64_t* offs
     }
 }
 
+// Counts of the highest bits: four keys a turn, one for each copy.
+FOR_EACH_CPU void count_highest(int64_t first, int64_t last, const uint32_t* keys, int shift, int64_t bins,
+                                uint32_t* counts) {
+    int64_t n = first, none = 0;
+    for (; n + COPIES <= last; n += COPIES)
+        for (int64_t c = 0; c < COPIES; ++c) ++counts[c * bins + (keys[n + c] >> shift)];
+    for (; n < last; ++n) ++counts[keys[n] >> shift];
+    for (n = first; n < last; ++n) none += keys[n] == 0;
+    counts[0] -= uint32_t(none);  // perhaps below zero here and above it in the other copies: their sum is right
+}
+
 FOR_EACH_CPU void count_bins(int64_t first, int64_t last, const uint32_t* keys, int shift, int bits, uint32_t prefix,
                              uint32_t* counts) {
-    // keys under another prefix go to a bin of their own, which costs less than to ask
-    const uint32_t bins = 1u << bits, upper = shift + bits;
-    for (int64_t n = first; n < last; ++n) {
-        const uint32_t key = keys[n];
-        const bool counts_here = key != 0 && (upper >= 32 || (key >> (upper & 31)) == prefix);
-        const uint32_t bin = counts_here ? key >> shift & (bins - 1) : bins;
-        ++counts[(n % COPIES) * (bins + 1) + bin];
-    }
+    const uint32_t bins = 1u << bits;
+    for (int64_t n = first; n < last; ++n)
+        if (keys[n] != 0 && keys[n] >> (shift + bits) == prefix) ++counts[keys[n] >> shift & (bins - 1)];
 }
 
 FOR_EACH_CPU int64_t take(int64_t first, int64_t last, const int64_t* offsets, uint32_t* keys, uint32_t low,
@@ -196,16 +202,32 @@ int64_t hse_keep_strongest(int64_t rows, int64_t threads, const int64_t* offsets
 // Counts of bits shift … shift + bits − 1, among keys whose higher bits are `prefix`; `counts` has 2^bits of them.
 int64_t hse_histogram(int64_t keys_count, int64_t threads, const uint32_t* keys, int64_t shift, int64_t bits,
                       int64_t prefix, int64_t* counts) {
-    const int64_t bins = int64_t(1) << bits, of_one = COPIES * (bins + 1);
+    const int64_t bins = int64_t(1) << bits, of_one = COPIES * bins;
     std::vector<uint32_t> all(threads * of_one, 0);
     divide(keys_count, threads, [&](int64_t t, int64_t first, int64_t last) {
-        count_bins(first, last, keys, int(shift), int(bits), uint32_t(prefix), all.data() + t * of_one);
+        uint32_t* own = all.data() + t * of_one;
+        if (shift + bits == 32)
+            count_highest(first, last, keys, int(shift), bins, own);
+        else
+            count_bins(first, last, keys, int(shift), int(bits), uint32_t(prefix), own);
     });
     for (int64_t b = 0; b < bins; ++b) {
-        counts[b] = 0;
-        for (int64_t c = 0; c < threads * COPIES; ++c) counts[b] += all[c * (bins + 1) + b];
+        uint32_t sum = 0;
+        for (int64_t c = 0; c < threads * COPIES; ++c) sum += all[c * bins + b];
+        counts[b] = sum;
     }
     return 0;
+}
+
+// The keys whose bits above `shift` are `prefix`, in turn; how many there are.
+int64_t hse_under(int64_t keys_count, const uint32_t* keys, int64_t shift, int64_t prefix, uint32_t* out) {
+    int64_t count = 0;
+    for (int64_t n = 0; n < keys_count; ++n) {
+        const uint32_t key = keys[n];
+        out[count] = key;  // without a branch: what is not wanted is written over
+        count += key >> shift == uint32_t(prefix);
+    }
+    return count;
 }
 
 // Keys outside of low … high become 0; how many are left in each row. Returns the number of keys equal to `threshold`.

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
 import torch.distributed as dist
 
 from hse_dist.errors import HseError
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.messages import Histogram, Message, Purpose
-from hse_dist.sparsity.selection import Keys, Query, Selection, histogram
+from hse_dist.sparsity.selection import Keys, Query, Selection, histogram, under
 from hse_dist.sparsity.server import SparsityServer
 
 
@@ -66,5 +65,7 @@ def select(transport: Transport, version: int, purpose: Purpose, keys: Keys) -> 
     """
     answer: Query | Selection = Query(0, 0)
     while isinstance(answer, Query):
+        if answer.round == 1:
+            keys = under(keys, answer)
         answer = transport.ask(Histogram(version, purpose, histogram(keys, answer)))
     return answer

@@ -102,6 +102,15 @@ def histogram(keys: Keys, query: Query) -> Counts:
     return counts
 
 
+def under(keys: Keys, query: Query) -> Keys:
+    """The keys that a query after the first round and all that follow it are about: what they count is so much less."""
+    shift = query.shift + BITS[query.round]
+    if library() is None:
+        return keys[(keys >> np.uint32(shift)) == query.prefix]
+    found = np.empty(len(keys) + 1, np.uint32)
+    return found[: call("hse_under", len(keys), np.ascontiguousarray(keys), shift, query.prefix, found)]
+
+
 class RadixSelection:
     """Finds the threshold from histograms; the server's side, which never sees a score.
 

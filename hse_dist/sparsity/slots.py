@@ -10,7 +10,6 @@ Slots of a row are in no order. Where the order of entries matters, for ties, it
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from hse_dist.errors import NumericError

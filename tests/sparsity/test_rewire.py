@@ -151,7 +151,7 @@ def test_promises_hold_and_do_not_depend_on_the_ranks(case, seed, ties, count):
 def test_the_weakest_go_and_the_strongest_come():
     offsets = np.array([0, 4, 8])
     values = np.array([1.0, 0.1, 0, 0, 0.5, 0.4, 0.3, 0], np.float32)
-    columns = np.array([0, 1, 9, 9, 0, 1, 2, 9])
+    columns = np.array([0, 1, 9, 9, 0, 1, 2, 9], np.int32)
     rows = OwnedRows(0, 2, offsets, values, columns, 9)
     candidates = Candidates(np.array([0, 0, 1]), np.array([5, 6, 7]), np.array([0.3, 0.9, 0.5], np.float32))
     config = SparsitySettings(rewire=RewireSettings(drop_fraction=0.4, drop_decay="constant"))
