@@ -234,12 +234,14 @@ class RewireSettings(Settings):
     """How that share falls until `stop`."""
     grow: Literal["gradient", "random", "none"] = "gradient"
     """Which positions become live: the strongest loss gradient, random ones, or none (then nothing is dropped)."""
-    window: PositiveInt = 4
+    window: PositiveInt = 2
     """Steps before a rewire over which gradients of candidates are gathered."""
+    collect_users: PositiveInt = 64
+    """Users of a batch whose gradients are gathered: a sample of them, the cost is in proportion."""
     explore: PositiveInt = 16
     """Strongest positions a candidate row and step that are sent to the row's owner."""
     memory_mb: PositiveInt = 256
-    """Memory for the blocks of dense gradients of candidates, in MiB."""
+    """Memory for what those users leave in such a step, and for blocks of dense gradients of the plain path, in MiB."""
 
 
 class SparsitySettings(Settings):

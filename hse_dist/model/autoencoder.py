@@ -8,7 +8,7 @@ The second term takes out an item's own contribution (EASE's zero diagonal). Row
 (Vančura et al., RecSys 2022); free rows with g = ±1/diag(P) contain HSE (Van Balen & Goethals, WWW 2021) and EASE
 (Steck, WWW 2019) exactly.
 
-Shapes: B users, b of them at a time, C candidates, L history positions, K columns in use.
+Shapes: B users, b of them at a time, the first N of them, C candidates, L history positions, K columns in use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hse_dist.config import ModelSettings
 from hse_dist.data.batch import Batch
-from hse_dist.model.fused import FusedLoss, Histories, available
+from hse_dist.model.fused import FusedLoss, Histories, Kept, available
 from hse_dist.model.kernels import CosineLoss
 from hse_dist.model.operators import DenseOperators, Operators, SparseOperators, columns_in_use
 from hse_dist.tables.block import DenseRows, SparseRows
@@ -28,34 +28,38 @@ from hse_dist.tables.block import DenseRows, SparseRows
 
 @dataclass(frozen=True)
 class Activations:
-    """What a step leaves for the growth scores.
+    """What a step leaves for the growth scores: of its first N users only, as their cost is candidates × columns × N.
 
     Attributes:
         operators: the block's operators, with the columns' renumbering.
-        positions, user: the history as it was pooled, int64 [L] each (after dropout); users count from 0 to B − 1.
-        blocks: transposed user vectors [K, b] and scores [C, b] of each block of users, of the plain path.
+        positions, user: the N users' histories as they were pooled, int64 [L] each (after dropout).
+        users: N.
+        scale: users with a history in the batch, by those among the N: what makes a sum over the N an estimate of the
+            loss's gradient, which is that of a mean.
+        blocks: transposed user vectors [K, b] and scores [C, b] of blocks of users, N or more, of the plain path.
         kept: what the compiled sweep left; None: the plain path was taken.
     """
 
     operators: Operators
     positions: Tensor
     user: Tensor
+    users: int
+    scale: float
     blocks: list[tuple[Tensor, Tensor]]
-    kept: dict[str, Tensor] | None
+    kept: Kept | None
 
-    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
-        """User vectors [K, B], their gradients [K, B] and those of the scores [C, B], after the backward pass."""
+    def matrices(self) -> Kept:
+        """User vectors, their gradients and those of the scores, after the backward pass."""
         if self.kept is not None:
-            return self.kept["users"], self.kept["grad_users"], self.kept["grad_scores"]
+            return self.kept
         users, scores = zip(*self.blocks, strict=True)
         grad_users, grad_scores = ([part.grad for part in parts if part.grad is not None] for parts in (users, scores))
         assert len(grad_users) == len(users) and len(grad_scores) == len(scores)
-        return _joined([part.detach() for part in users]), _joined(grad_users), _joined(grad_scores)
+        return Kept(*(self._first(parts) for parts in ([part.detach() for part in users], grad_users, grad_scores)))
 
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """The parts side by side; one part is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    def _first(self, parts: list[Tensor]) -> Tensor:
+        """The first users' columns of the parts, side by side; one part is not copied."""
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1))[:, : self.users].contiguous()
 
 
 class Autoencoder:
@@ -90,14 +94,14 @@ class Autoencoder:
         return columns_in_use(rows, positions)
 
     def loss(
-        self, rows: SparseRows | DenseRows, batch: Batch, generator: torch.Generator | None, *, collect: bool = False
+        self, rows: SparseRows | DenseRows, batch: Batch, generator: torch.Generator | None, *, collect: int = 0
     ) -> tuple[Tensor, Activations]:
         """The loss of a batch, a scalar; zero with a gradient of zero for a batch without users.
 
         Args:
             rows: the rows of `batch.candidates`, in that order.
             generator: of the input dropout; None: no dropout.
-            collect: keep what `Activations.matrices` gives, and columns that only candidates use.
+            collect: of so many users keep what `Activations.matrices` gives; and columns that only candidates use.
         """
         lengths = batch.offsets.diff()
         trained = max(int((lengths > 0).sum()), 1)
@@ -106,23 +110,22 @@ class Autoencoder:
             return self.fused_loss(rows, histories, collect=collect)
         return self.plain_loss(rows, histories, collect=collect)
 
-    def fused_loss(self, rows: SparseRows, histories: Histories, *, collect: bool) -> tuple[Tensor, Activations]:
+    def fused_loss(self, rows: SparseRows, histories: Histories, *, collect: int) -> tuple[Tensor, Activations]:
         """`loss` by the compiled sweep."""
-        positions, user = histories.pooled()
-        columns = self._kept_columns(rows, None if collect else positions)
+        columns = self._kept_columns(rows, None if collect else histories.pooled()[0])
         operators = SparseOperators(rows, unit=self.settings.row_norm == "unit", kept_columns=columns)
-        kept: dict[str, Tensor] | None = {} if collect else None
+        pattern, users = operators.pattern, min(collect, len(histories.offsets) - 1)
+        kept = Kept.empty(pattern.candidates, pattern.dims, users, rows.values) if collect else None
         values, weights, own = operators.values, operators.weights, operators.squares
-        loss = FusedLoss.apply(values, weights, own, operators.pattern, histories, self.settings.score_clip, kept)
-        return loss, Activations(operators, positions, user, [], kept)
+        loss = FusedLoss.apply(values, weights, own, pattern, histories, self.settings.score_clip, kept)
+        return loss, _activations(operators, histories, users, [], kept)
 
     def plain_loss(
-        self, rows: SparseRows | DenseRows, histories: Histories, *, collect: bool
+        self, rows: SparseRows | DenseRows, histories: Histories, *, collect: int
     ) -> tuple[Tensor, Activations]:
         """`loss` by the functions of `kernels.py`, or of dense rows."""
         users = len(histories.offsets) - 1
-        pooled, pooled_user = histories.pooled()
-        operators = self.operators(rows, self._kept_columns(rows, None if collect else pooled))
+        operators = self.operators(rows, self._kept_columns(rows, None if collect else histories.pooled()[0]))
         user, shown = histories.user(), histories.shown
         losses, blocks = [], []
         for first in range(0, max(users, 1), operators.user_block):
@@ -136,14 +139,14 @@ class Autoencoder:
                 u_kb = operators.pool(positions[shown[part]], owner[shown[part]], last - first)
                 own = own * shown[part]  # a hidden item contributes nothing to its own score
             scores_cb = operators.score(u_kb)
-            if collect:
+            if first < collect:
                 u_kb.retain_grad()
                 scores_cb.retain_grad()
                 blocks.append((u_kb, scores_cb))
             losses.append(
                 CosineLoss.apply(scores_cb, own, positions, owner, histories.trained, self.settings.score_clip)
             )
-        return torch.stack(losses).sum(), Activations(operators, pooled, pooled_user, blocks, None)
+        return torch.stack(losses).sum(), _activations(operators, histories, min(collect, users), blocks, None)
 
     def _seen(self, positions: Tensor, generator: torch.Generator | None) -> Tensor | None:
         """Which history positions the input shows, bool [L]; None: all of them."""
@@ -151,3 +154,12 @@ class Autoencoder:
             return None
         drawn = torch.rand(len(positions), generator=generator).to(positions.device)
         return drawn >= self.settings.input_dropout
+
+
+def _activations(
+    operators: Operators, histories: Histories, users: int, blocks: list[tuple[Tensor, Tensor]], kept: Kept | None
+) -> Activations:
+    """Those of the first `users`."""
+    first = histories.first(users)
+    positions, user = first.pooled()
+    return Activations(operators, positions, user, users, histories.trained / first.trained, blocks, kept)

@@ -52,6 +52,29 @@ class Histories:
             return self.positions, self.user()
         return self.positions[self.shown], self.user()[self.shown]
 
+    def first(self, users: int) -> Histories:
+        """Those of the first users."""
+        offsets = self.offsets[: users + 1]
+        end = int(offsets[-1])
+        trained = max(int((offsets.diff() > 0).sum()), 1)
+        return Histories(offsets, self.positions[:end], None if self.shown is None else self.shown[:end], trained)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a step leaves of the first N users, for the growth scores: their vectors and the gradients of these,
+    float32 [D, N], and the gradients of the scores, float32 [C, N]."""
+
+    users: Tensor
+    grad_users: Tensor
+    grad_scores: Tensor
+
+    @classmethod
+    def empty(cls, candidates: int, dims: int, users: int, like: Tensor) -> Kept:
+        """To be filled by `FusedLoss`."""
+        shapes = ((dims, users), (dims, users), (candidates, users))
+        return cls(*(like.new_empty(shape) for shape in shapes))
+
 
 def available(values: Tensor) -> bool:
     """Whether the compiled sweep can take these values."""
@@ -93,12 +116,12 @@ class FusedLoss(Function):
         pattern: Pattern,
         histories: Histories,
         clip: float | None,
-        kept: dict[str, Tensor] | None,
+        kept: Kept | None,
     ) -> Tensor:
         """values, weights [E], float32; own [C].
 
         Args:
-            kept: where to leave `users` [D, B], `grad_users` [D, B] and `grad_scores` [C, B]; None: nowhere.
+            kept: is filled for the first users; None: nothing is kept.
         """
         grads, loss = _sweep(values, weights, own, pattern, histories, clip, kept)
         ctx.save_for_backward(*grads)
@@ -119,7 +142,7 @@ def _sweep(
     pattern: Pattern,
     histories: Histories,
     clip: float | None,
-    kept: dict[str, Tensor] | None,
+    kept: Kept | None,
 ) -> tuple[list[Tensor], Tensor]:
     users, candidates, dims, entries = len(histories.offsets) - 1, pattern.candidates, pattern.dims, len(values)
     width = 64 if dims <= CACHED_COLUMNS else 16
@@ -132,14 +155,11 @@ def _sweep(
     grad_values, grad_weights = values.new_zeros(threads, entries), values.new_zeros(threads, entries)
     grad_own, loss = values.new_zeros(threads, candidates), torch.zeros(1, dtype=torch.float64)
     space = values.new_empty(threads * (2 * dims + candidates) * width)
-    if kept is not None:
-        kept.update({name: values.new_zeros(dims, users) for name in ("users", "grad_users")})
-        kept["grad_scores"] = values.new_zeros(candidates, users)
-    out = [None] * 3 if kept is None else [kept[name] for name in ("users", "grad_users", "grad_scores")]
+    wanted = [None] * 3 if kept is None else [kept.users, kept.grad_users, kept.grad_scores]
     call(
         "hse_step", candidates, dims, users, histories.trained, math.inf if clip is None else clip, width, threads,
         pattern.offsets, columns, values, weights, own, ends, cells,
         histories.offsets, histories.positions, histories.shown, space,
-        grad_values, grad_weights, grad_own, loss, *out,
+        grad_values, grad_weights, grad_own, loss, 0 if kept is None else kept.users.shape[1], *wanted,
     )  # fmt: skip
     return [grad_values[0], grad_weights[0], grad_own[0]], loss[0].to(torch.float32)

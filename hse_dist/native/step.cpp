@@ -36,7 +36,8 @@ struct Problem {
     const uint8_t* shown;         // [L] whether the input shows it; null: all
     int64_t trained;              // users with a history
     float clip;                   // of scores; infinite for none
-    float *users_out, *grad_users_out, *grad_scores_out;  // [D, B], [D, B], [C, B]; null where not asked for
+    int64_t kept;                 // first users of whom the next three are wanted, N
+    float *users_out, *grad_users_out, *grad_scores_out;  // [D, N], [D, N], [C, N]
 };
 
 // What one thread works on and adds to.
@@ -220,7 +221,7 @@ INLINE void weights_backward(const Problem& p, Space& s, const float* slopes) {
     }
 }
 
-// A block's lanes into the columns of a matrix of all users.
+// A block's lanes into the columns of a matrix of the users that are kept.
 INLINE void copy_out(const float* block, float* out, int64_t rows, int64_t width, int64_t users, int64_t first,
                      int64_t lanes) {
     for (int64_t r = 0; r < rows; ++r)
@@ -238,11 +239,12 @@ INLINE void block(const Problem& p, Space& s, int64_t first) {
     users_backward<V>(p, s, slopes);
     weights_backward<V>(p, s, slopes);
     pool_backward<V>(p, s, first, lanes);
-    if (p.users_out) {
+    if (first < p.kept) {
+        const int64_t wanted = std::min(lanes, p.kept - first);
         for (int64_t n = 0; n < p.candidates * W; ++n) s.scores[n] *= slopes[n % W];
-        copy_out(s.user, p.users_out, p.dims, W, p.users, first, lanes);
-        copy_out(s.grad_user, p.grad_users_out, p.dims, W, p.users, first, lanes);
-        copy_out(s.scores, p.grad_scores_out, p.candidates, W, p.users, first, lanes);
+        copy_out(s.user, p.users_out, p.dims, W, p.kept, first, wanted);
+        copy_out(s.grad_user, p.grad_users_out, p.dims, W, p.kept, first, wanted);
+        copy_out(s.scores, p.grad_scores_out, p.candidates, W, p.kept, first, wanted);
     }
 }
 
@@ -318,12 +320,12 @@ int64_t hse_step(int64_t candidates, int64_t dims, int64_t users, int64_t traine
                  int64_t threads, const int64_t* offsets, const int32_t* columns, const float* values,
                  const float* weights, const float* own, const int64_t* column_ends, const Cell* cells,
                  const int64_t* histories, const int64_t* positions, const uint8_t* shown, float* space,
-                 float* grad_values, float* grad_weights, float* grad_own, double* loss,
+                 float* grad_values, float* grad_weights, float* grad_own, double* loss, int64_t kept,
                  float* users_out, float* grad_users_out, float* grad_scores_out) {
     const int64_t entries = offsets[candidates];
     const Problem p = {candidates,  dims,      entries,   users, offsets, columns,     values,    weights,        own,
-                       column_ends, cells,     histories, positions, shown, trained, float(clip), users_out, grad_users_out,
-                       grad_scores_out};
+                       column_ends, cells,     histories, positions, shown, trained, float(clip), kept, users_out,
+                       grad_users_out, grad_scores_out};
     std::vector<Space> spaces(threads);
     for (int64_t t = 0; t < threads; ++t) {
         float* own_space = space + t * (2 * dims + candidates) * width;

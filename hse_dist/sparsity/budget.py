@@ -1,6 +1,6 @@
-"""Shares within a row: floors, room and the strongest few, without a loop over rows.
+"""Shares within a row: places and quotas, without a loop over rows.
 
-In: entries in canonical order (by row, then column) with their scores. Out: masks over them. Ties within a row go to
+In: entries in canonical order (by row, then column) with their scores. Out: a number for each. Ties within a row go to
 the lower column, so that the result depends on the entries alone.
 """
 
@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 BLOCK = 2**20
 """Entries sorted at a time; so that what a sort needs beside them is small, whatever the size of the table."""
@@ -44,29 +43,6 @@ def row_blocks(offsets: Ints) -> Iterator[tuple[int, int]]:
         last = min(last, rows)
         yield first, last
         first = last
-
-
-def foremost(
-    rows: npt.NDArray[np.integer], keys: npt.NDArray[np.uint32], limits: Ints, first: int, *, largest: bool
-) -> Mask:
-    """Which entries are among the largest (smallest) `limits[row − first]` of their row.
-
-    Args:
-        rows: [n], ascending, from `first` on; keys uint32 [n].
-        limits: int64, one for each row from `first` on.
-    """
-    found = np.empty(len(rows), dtype=bool)
-    offsets = np.searchsorted(rows, np.arange(first, first + len(limits) + 1, dtype=rows.dtype))
-    for begin, end in row_blocks(offsets):
-        part = slice(offsets[begin], offsets[end])
-        local = rows[part].astype(np.int64) - first
-        found[part] = ranks_in_row(local, keys[part], largest=largest) < limits[local]
-    return found
-
-
-def count_by_row(rows: npt.NDArray[np.integer], mask: Mask, first: int, last: int) -> Ints:
-    """How many of the marked entries each of the rows first … last − 1 has, int64 [last − first]."""
-    return np.bincount(rows[mask] - first, minlength=last - first)
 
 
 def row_drops(live: Ints, fraction: float, floor: int) -> Ints:

@@ -10,14 +10,13 @@ import pickle
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
 import torch.distributed as dist
 
 from hse_dist.errors import HseError
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.messages import Histogram, Message, Purpose
-from hse_dist.sparsity.selection import Keys, Mask, Query, Selection, chosen, histogram
-from hse_dist.sparsity.server import LARGEST, SparsityServer
+from hse_dist.sparsity.selection import Keys, Query, Selection, histogram, under
+from hse_dist.sparsity.server import SparsityServer
 
 
 class Transport(Protocol):
@@ -61,16 +60,15 @@ class GroupTransport:
         return box[0]
 
 
-def select(transport: Transport, version: int, purpose: Purpose, keys: Keys) -> tuple[Mask, int]:
-    """Take part in one global selection.
+def select(transport: Transport, version: int, purpose: Purpose, keys: Keys) -> Selection:
+    """Take part in one global selection; which keys of this rank are chosen, the answer's only quota being this rank's.
 
     Args:
-        keys: this rank's keys in canonical order (row, column), uint32.
-
-    Returns:
-        which of them are chosen, and how many are chosen on all ranks.
+        keys: this rank's, uint32; 0 for none.
     """
     answer: Query | Selection = Query(0, 0)
     while isinstance(answer, Query):
-        answer = transport.ask(Histogram(version, purpose, histogram(keys, answer).astype(np.int64)))
-    return chosen(keys, answer, 0, LARGEST[purpose]), answer.count
+        if answer.round == 1:
+            keys = under(keys, answer)
+        answer = transport.ask(Histogram(version, purpose, histogram(keys, answer)))
+    return answer

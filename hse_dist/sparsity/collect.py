@@ -1,9 +1,12 @@
 """Gradients of positions that are not live, for the candidates of a batch only.
 
-In: a step's activations after backward. Out: the strongest positions of each candidate row, as triples. Where rows are
-used at length 1, gradients are of the row at that length. The full gradient `∂s·u + Xᵀ·∂u` is C × K and is never held:
-it is made in blocks of candidates that fit a memory setting, live positions are taken out, and the strongest `explore`
-of each row kept. Where user vectors are sparse (wide tables), the first product is a sparse one.
+In: a step's activations after backward. Out: the strongest positions of each candidate row, as `SeenGradients`. Where
+rows are used at length 1, gradients are of the row at that length. They come from a sample of the batch's users: only
+the strongest `explore` positions of a row matter, and 64 users of 512 name nearly the same ones.
+
+The full gradient `∂s·u + Xᵀ·∂u` is C × K and is never held. The compiled path makes it in registers
+(native/growth.cpp); the plain path in blocks of candidates that fit a memory setting, from which live positions are
+taken out. Where user vectors are sparse (wide tables), the first product is a sparse one.
 
 Shapes: B users, C candidates, E live entries, K columns in use, c candidates of a block, e positions kept a row.
 """
@@ -18,10 +21,13 @@ from torch import Tensor
 
 from hse_dist.config import RewireSettings
 from hse_dist.model.autoencoder import Activations
+from hse_dist.model.fused import available
 from hse_dist.model.kernels import expand_rows
 from hse_dist.model.operators import SparseOperators
+from hse_dist.native.library import call
 from hse_dist.ranks import Ranks
-from hse_dist.sparsity.growth import Ints, Triples
+from hse_dist.sparsity.growth import Ints, SeenGradients
+from hse_dist.tables.block import DenseRows, SparseRows
 
 SPARSE_BELOW = 0.1
 """Density of the user vectors under which their product is a sparse one; measured on CPU, where it breaks even."""
@@ -36,15 +42,51 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     Args:
         activations: of a step that collects, after its backward pass.
         explore: e, positions a candidate.
-        memory_bytes: bound of the blocks of dense gradients.
+        memory_bytes: bound of the blocks of dense gradients, of the plain path; the compiled one has none.
 
     Returns:
         candidate int64 [n], column int64 [n], gradient float32 [n]; positions with gradient 0 are left out.
     """
     operators = activations.operators
     assert isinstance(operators, SparseOperators)
-    dense_users, grad_u, weighted = activations.matrices()
-    users = _matrix(dense_users)
+    kept = activations.matrices()
+    if available(kept.users):
+        candidate, place, gradient = compiled_positions(activations, operators, explore)
+    else:
+        candidate, place, gradient = plain_positions(activations, operators, explore, memory_bytes)
+    columns = place if operators.kept_columns is None else operators.kept_columns[place]
+    return candidate, columns, gradient
+
+
+def compiled_positions(
+    activations: Activations, operators: SparseOperators, explore: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`strongest_positions` in one compiled sweep over the columns for blocks of candidates; columns as renumbered."""
+    kept, pattern = activations.matrices(), operators.pattern
+    count, explore = pattern.candidates, min(explore, pattern.dims)
+    gains = None if operators.gains is None else operators.gains.detach().contiguous()
+    places = torch.empty(count, explore, dtype=torch.int32)
+    gradients = torch.zeros(count, explore)
+    dims = pattern.dims - (operators.kept_columns is not None)  # the spare column stands for no column
+    if explore:
+        call(
+            "hse_growth", count, dims, activations.users, len(activations.user), explore, torch.get_num_threads(),
+            activations.scale, pattern.offsets, pattern.columns.to(torch.int32), activations.positions.contiguous(),
+            activations.user.contiguous(), kept.users, kept.grad_users, kept.grad_scores, gains, pattern.dims,
+            places, gradients,
+        )  # fmt: skip
+    found = gradients.view(-1).nonzero().view(-1)
+    candidate = found.div(max(explore, 1), rounding_mode="floor")
+    return candidate, places.view(-1)[found].long(), gradients.view(-1)[found]
+
+
+def plain_positions(
+    activations: Activations, operators: SparseOperators, explore: int, memory_bytes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`strongest_positions` by dense blocks of candidates; columns as renumbered."""
+    kept = activations.matrices()
+    users, grad_u, weighted = _matrix(kept.users), kept.grad_users * activations.scale, kept.grad_scores
+    weighted = weighted * activations.scale
     if operators.gains is not None:
         weighted = weighted * operators.gains.detach()[:, None]
     histories = _Histories(activations, len(weighted))
@@ -60,8 +102,7 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
         _clear_live(gradient_kc, operators, chosen)
         parts.append(_strongest(gradient_kc, explore, chosen))
     candidate, place, gradient = (torch.cat(column) for column in zip(*parts, strict=True))
-    columns = place if operators.kept_columns is None else operators.kept_columns[place]
-    return candidate, columns, gradient
+    return candidate, place, gradient
 
 
 def _matrix(u_kb: Tensor) -> Tensor:
@@ -130,6 +171,17 @@ class GrowthCollector:
         self.settings = settings
         self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
+    def users(self, rows: SparseRows | DenseRows) -> int:
+        """Of how many users a step on these rows should keep what growth scores need: as many as are wanted and fit.
+
+        The first of a batch are taken, which is as good as any choice: an epoch's order is random, and follows from
+        its seed, so that a resumed run collects what an uninterrupted one would.
+        """
+        assert isinstance(rows, SparseRows)
+        columns = min(rows.dims, len(rows.columns) + 1)
+        of_one = rows.values.element_size() * (2 * columns + len(rows.offsets))
+        return max(1, min(self.settings.collect_users, self.settings.memory_mb * 2**20 // of_one))
+
     def collect(self, activations: Activations, candidates: Tensor) -> None:
         """Keep the strongest positions of one step's candidates [C]."""
         memory = self.settings.memory_mb * 2**20
@@ -154,14 +206,14 @@ class GrowthCollector:
         rows, columns, gradients, visited = (torch.cat(column) for column in zip(*steps, strict=True))
         return rows, columns, gradients, visited
 
-    def send_to_owners(self, ranks: Ranks, row_ranges: list[tuple[int, int]]) -> tuple[Triples, Ints]:
+    def send_to_owners(self, ranks: Ranks, row_ranges: list[tuple[int, int]]) -> tuple[SeenGradients, Ints]:
         """Hand all that was seen to the rows' owners and forget it.
 
         Args:
             row_ranges: the half-open range of rows that each rank owns.
 
         Returns:
-            triples and visited rows (one a visit) of the rows that this rank owns.
+            gradients and visited rows (one a visit) of the rows that this rank owns.
         """
         rows, columns, gradients, visited = self._seen()
         self._steps = []
@@ -170,7 +222,7 @@ class GrowthCollector:
         received = _exchange(ranks, [positions[part] for part in parts])
         values = _exchange(ranks, [gradients[part] for part in parts])
         seen = _exchange(ranks, [visited[(visited >= first) & (visited < last)] for first, last in row_ranges])
-        return Triples(received[:, 0], received[:, 1], values), seen
+        return SeenGradients(received[:, 0], received[:, 1], values), seen
 
 
 def _exchange(ranks: Ranks, parts: list[Tensor]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Positions that could become live: merged from what ranks saw, or drawn at random.
 
-In: (row, column, gradient) triples of candidates, and how often each row was a candidate. Out: one score a position,
-in canonical order. Sums are taken in an order that depends on the triples alone, so an equal multiset of triples gives
+In: gradients of positions of candidates, and how often each row was a candidate. Out: one score a position,
+in canonical order. Sums are taken in an order that depends on the gradients alone, so an equal multiset of them gives
 bit-equal scores, whatever the number of ranks and their timing.
 Source: growth by gradient is RigL's (Evci et al., ICML 2020, §3); the division by visits makes rows that are candidates
 at different rates comparable.
@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hse_dist.data.hashing import mix
+from hse_dist.native.library import call, library
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Triples:
+class SeenGradients:
     """Gradients of positions that are not live: rows, columns int64 [n], gradients float32 [n]."""
 
     rows: Ints
@@ -29,40 +30,42 @@ class Triples:
     gradients: Floats
 
     @classmethod
-    def empty(cls) -> Triples:
+    def empty(cls) -> SeenGradients:
         return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
-def merge(triples: Triples, visited: Ints) -> tuple[Ints, Ints, Floats]:
+def merge(seen: SeenGradients, visited: Ints) -> tuple[Ints, Ints, Floats]:
     """One score a position: |Σ gradients| / visits of its row.
 
     Args:
-        triples: in any order, positions may repeat.
+        seen: in any order, positions may repeat.
         visited: rows that were candidates, once a visit, in any order.
 
     Returns:
         rows, columns, scores [n], by row, then column.
     """
-    if not len(triples.rows):
-        return triples.rows, triples.columns, triples.gradients
-    # by gradient last: a float sum depends on its order
-    order = np.lexsort((triples.gradients, triples.columns, triples.rows))
-    rows, columns = triples.rows[order], triples.columns[order]
-    starts = np.flatnonzero(np.concatenate([[True], (np.diff(rows) != 0) | (np.diff(columns) != 0)]))
-    sums = np.add.reduceat(triples.gradients[order].astype(np.float64), starts)
-    rows, columns = rows[starts], columns[starts]
+    if not len(seen.rows):
+        return seen.rows, seen.columns, seen.gradients
+    width = int(seen.columns.max()) + 1
+    positions, sums = _sums(seen.rows * width + seen.columns, seen.gradients)
+    rows, columns = np.divmod(positions, width)
     known, visits = np.unique(visited, return_counts=True)
     scores = np.abs(sums) / visits[np.searchsorted(known, rows)]
     return rows, columns, scores.astype(np.float32)
 
 
-def without(rows: Ints, columns: Ints, live_rows: Ints, live_columns: Ints, dims: int) -> npt.NDArray[np.bool_]:
-    """Which of the positions are not among the live ones; both sides in canonical order."""
-    position, live = rows * dims + columns, live_rows * dims + live_columns
-    place = np.searchsorted(live, position)
-    found = place < len(live)
-    found[found] = live[place[found]] == position[found]
-    return ~found
+def _sums(positions: Ints, gradients: Floats) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """The distinct positions, ascending, and the sum of each one's gradients. A float sum depends on its order: they
+    are added in the order of their bits, as whole numbers sort fastest."""
+    if library() is not None:
+        found, sums = np.empty(len(positions), np.int64), np.empty(len(positions))
+        gradients = np.ascontiguousarray(gradients)
+        count = call("hse_merge", len(positions), int(positions.max()), positions, gradients, found, sums)
+        return found[:count], sums[:count]
+    order = np.lexsort((gradients.view(np.uint32), positions))
+    positions = positions[order]
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(positions) != 0]))
+    return positions[starts], np.add.reduceat(gradients[order].astype(np.float64), starts)
 
 
 def random_positions(rows: Ints, counts: Ints, dims: int, seed: int, version: int) -> tuple[Ints, Ints, Floats]:

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from hse_dist.errors import NumericError, ProtocolError
+from hse_dist.native.library import call, library
 
 BITS = (11, 11, 10)
 """Bits of the key that each round fixes, from the top."""
@@ -84,14 +86,29 @@ class Selection:
 
 
 def histogram(keys: Keys, query: Query) -> Counts:
-    """How many keys fall into each bin of the query: int64 [2^BITS[round]]."""
+    """How many keys fall into each bin of the query: int64 [2^BITS[round]]; a key of 0 is none (no score has it)."""
     counts = np.zeros(query.bins, dtype=np.int64)
+    if library() is not None:
+        bits = BITS[query.round]
+        keys = np.ascontiguousarray(keys)
+        call("hse_histogram", len(keys), torch.get_num_threads(), keys, query.shift, bits, query.prefix, counts)
+        return counts
     for first in range(0, len(keys), KEYS_AT_A_TIME):
         part = keys[first : first + KEYS_AT_A_TIME]
+        part = part[part != 0]
         if query.round:
             part = part[(part >> np.uint32(query.shift + BITS[query.round])) == query.prefix]
         counts += np.bincount((part >> np.uint32(query.shift)) & np.uint32(query.bins - 1), minlength=query.bins)
     return counts
+
+
+def under(keys: Keys, query: Query) -> Keys:
+    """The keys that a query after the first round and all that follow it are about: what they count is so much less."""
+    shift = query.shift + BITS[query.round]
+    if library() is None:
+        return keys[(keys >> np.uint32(shift)) == query.prefix]
+    found = np.empty(len(keys) + 1, np.uint32)
+    return found[: call("hse_under", len(keys), np.ascontiguousarray(keys), shift, query.prefix, found)]
 
 
 class RadixSelection:

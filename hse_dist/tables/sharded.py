@@ -214,33 +214,34 @@ class PackedTable(ShardedTable):
         """The rows that this rank owns, with their chunks from the next shards; a copy on the host."""
         first, last = self.row_ranges[self.ranks.rank]
         values = self._gather_chunks(self._local("values"))
-        columns = self._gather_chunks(self._local("columns"))
+        columns = self._gather_chunks(self._local("columns")).to(torch.int32)
         bounds = self.layout.offsets[first : last + 1].cpu().numpy() * self.layout.width
         return OwnedRows(
             first=first,
             last=last,
             offsets=bounds - bounds[0],
-            values=values.flatten().cpu().numpy(),
-            columns=columns.flatten().cpu().numpy().astype(np.int32),
+            values=values.flatten().to("cpu", copy=True).numpy(),
+            columns=columns.flatten().cpu().numpy(),
             dims=self.dims,
         )
 
     def put_back(self, rows: OwnedRows) -> None:
         """Write what `owned` gave, changed, into the shards of all ranks that hold a part of it."""
         values = torch.from_numpy(rows.values).view(-1, self.layout.width).to(self.ranks.device)
-        columns = torch.from_numpy(rows.columns.astype(np.float32)).view(-1, self.layout.width).to(self.ranks.device)
-        before = self._local("columns").clone()
+        columns = torch.from_numpy(rows.columns).view(-1, self.layout.width).to(self.ranks.device, torch.int32)
+        accumulators = self._slot_accumulators()
+        before = self._local("columns").clone() if accumulators else None
         self._scatter_chunks(values, self._local("values"))
         self._scatter_chunks(columns, self._local("columns"))
-        self._reset_accumulators(before != self._local("columns"))
+        for accumulator in accumulators:
+            accumulator[before != self._local("columns")] = self.warm_accumulator
 
-    def _reset_accumulators(self, changed: Tensor) -> None:
-        """Give slots with another column the first value of the accumulator, where the optimizer has one a slot."""
-        for name, state in self.module.fused_optimizer.state_dict()["state"].items():
-            for tensor in state.values() if name.startswith("values.") else ():
-                for shard in tensor.local_shards():
-                    if shard.tensor.shape == changed.shape:
-                        shard.tensor[changed] = self.warm_accumulator
+    def _slot_accumulators(self) -> list[Tensor]:
+        """Accumulators of this rank's shard that have a number for each slot: one whose column changes begins anew."""
+        states = self.module.fused_optimizer.state_dict()["state"]
+        tensors = [tensor for name, state in states.items() if name.startswith("values.") for tensor in state.values()]
+        shards = [shard.tensor for tensor in tensors for shard in tensor.local_shards()]
+        return [shard for shard in shards if shard.shape == self._local("columns").shape]
 
     def _owner_ranges(self) -> list[tuple[int, int]]:
         """The half-open range of chunks whose rows each rank owns, in rank order."""
@@ -262,4 +263,5 @@ class PackedTable(ShardedTable):
         for first, last in then:
             begin, end = max(first, mine), min(last, mine + len(chunks))
             parts.append(chunks[begin - mine : max(begin, end) - mine])
-        return torch.cat(self.ranks.exchange(parts))
+        received = [part for part in self.ranks.exchange(parts) if len(part)]
+        return received[0] if len(received) == 1 else torch.cat(received or [chunks[:0]])

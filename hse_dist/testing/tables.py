@@ -58,7 +58,7 @@ class Content:
         """The rows first … last − 1 slot by slot, entries in the first slots of their row."""
         bounds = self.layout.offsets.numpy()[first : last + 1] * self.width
         bounds = bounds - bounds[0]
-        values, columns = np.zeros(bounds[-1], np.float32), np.full(bounds[-1], self.dims)
+        values, columns = np.zeros(bounds[-1], np.float32), np.full(bounds[-1], self.dims, np.int32)
         for row in range(first, last):
             slots = bounds[row - first] + np.arange(len(self.columns[row]))
             columns[slots], values[slots] = self.columns[row], self.values[row]

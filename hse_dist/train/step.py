@@ -23,8 +23,9 @@ from hse_dist.ranks import Ranks
 from hse_dist.sparsity.client import Transport
 from hse_dist.sparsity.collect import GrowthCollector
 from hse_dist.sparsity.growth import merge
-from hse_dist.sparsity.rewire import Candidates, rescale_to_unit, rewire
+from hse_dist.sparsity.rewire import Candidates, rewire
 from hse_dist.sparsity.schedule import collects_at, rewires_at
+from hse_dist.sparsity.slots import rescale_to_unit
 from hse_dist.tables.plan import local_device
 from hse_dist.tables.sharded import DenseTable, PackedTable
 
@@ -78,7 +79,8 @@ class Trainer:
         self._set_rates(due)
         rows = self.table.answer(self._ask(batch))
         ahead = self._ask(following) if following is not None else None
-        loss, activations = self.model.loss(rows, batch, self._generator(step), collect=collect)
+        watched = self.collector.users(rows) if collect else 0
+        loss, activations = self.model.loss(rows, batch, self._generator(step), collect=watched)
         self._check(loss, step)
         if following is not None and ahead is not None:
             ahead.advance()

@@ -53,27 +53,35 @@ def close(got: torch.Tensor, want: torch.Tensor) -> None:
 @pytest.mark.parametrize("clip", [None, 3.0])
 @pytest.mark.parametrize("compact_above", [1, 100_000])
 @pytest.mark.parametrize("widest", [0, 10_000])  # blocks of 16 and of 64 users
-@given(seed=st.integers(0, 1_000), users=st.sampled_from([1, 16, 63, 64, 65, 150]), threads=st.sampled_from([1, 2, 3]))
+@given(
+    seed=st.integers(0, 1_000),
+    users=st.sampled_from([1, 16, 63, 64, 65, 150]),
+    threads=st.sampled_from([1, 2, 3]),
+    collect=st.sampled_from([1, 20, 64, 1000]),
+)
 @settings(max_examples=6, deadline=None)
-def test_the_sweep_equals_the_plain_path(norm, clip, compact_above, widest, seed, users, threads):
+def test_the_sweep_equals_the_plain_path(norm, clip, compact_above, widest, seed, users, threads, collect):
     model = Autoencoder(ModelSettings(row_norm=norm, score_clip=clip, compact_above=compact_above))
     rows, histories = make_case(seed, 30, 70, users, torch.float32)
     before, before_columns = torch.get_num_threads(), fused.CACHED_COLUMNS
     torch.set_num_threads(threads)
     fused.CACHED_COLUMNS = widest
     try:
-        loss, kept = model.fused_loss(rows, histories, collect=True)
+        loss, kept = model.fused_loss(rows, histories, collect=collect)
         (3.0 * loss).backward()
     finally:
         torch.set_num_threads(before)
         fused.CACHED_COLUMNS = before_columns
     exact, same = make_case(seed, 30, 70, users, torch.float64)
-    expected, blocks = model.plain_loss(exact, same, collect=True)
+    expected, blocks = model.plain_loss(exact, same, collect=collect)
     expected.backward()
     close(loss, expected)
     close(rows.values.grad, 3.0 * exact.values.grad)
     close(rows.gains.grad, 3.0 * exact.gains.grad)
-    for got, want in zip(kept.matrices(), blocks.matrices(), strict=True):
+    assert kept.users == blocks.users == min(users, collect) and kept.scale == blocks.scale >= 1.0
+    for name in ("users", "grad_users", "grad_scores"):
+        got, want = getattr(kept.matrices(), name), getattr(blocks.matrices(), name)
+        assert got.shape == want.shape == (len(want), kept.users)
         close(got, want)
 
 
@@ -82,7 +90,7 @@ def test_loss_takes_the_sweep_for_float32_and_the_plain_path_for_others():
     for dtype, swept in ((torch.float32, True), (torch.float64, False)):
         rows, histories = make_case(0, 20, 30, 5, dtype)
         batch = Batch(torch.arange(20), histories.offsets, histories.positions)
-        _, activations = model.loss(rows, batch, None, collect=True)
+        _, activations = model.loss(rows, batch, None, collect=5)
         assert (activations.kept is not None) == swept == available(rows.values)
 
 
@@ -90,7 +98,7 @@ def test_equal_numbers_of_threads_give_equal_bits():
     found = []
     for _ in range(2):
         rows, histories = make_case(7, 200, 90, 300, torch.float32)
-        loss, _ = Autoencoder(ModelSettings()).fused_loss(rows, histories, collect=False)
+        loss, _ = Autoencoder(ModelSettings()).fused_loss(rows, histories, collect=0)
         loss.backward()
         found.append((loss.detach(), rows.values.grad, rows.gains.grad))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
@@ -100,7 +108,7 @@ def test_a_value_that_is_no_number_is_seen_in_the_loss():
     rows, histories = make_case(1, 20, 30, 5, torch.float32)
     with torch.no_grad():
         rows.values[3] = float("nan")
-    loss, _ = Autoencoder(ModelSettings()).fused_loss(rows, histories, collect=False)
+    loss, _ = Autoencoder(ModelSettings()).fused_loss(rows, histories, collect=0)
     assert torch.isnan(loss)
 
 

@@ -15,7 +15,7 @@ from hse_dist.config import BudgetSettings, RewireSettings, SparsitySettings
 from hse_dist.errors import MissingRanksError, NumericError, ProtocolError
 from hse_dist.sparsity.actor import RayTransport, start_server
 from hse_dist.sparsity.client import Transport
-from hse_dist.sparsity.growth import Triples, merge
+from hse_dist.sparsity.growth import SeenGradients, merge
 from hse_dist.sparsity.messages import Message, Open
 from hse_dist.sparsity.rewire import Candidates, rewire
 from hse_dist.sparsity.server import SparsityServer
@@ -75,7 +75,9 @@ def work(transport: Transport, first: int, last: int, versions: int, change: Cal
     change(owned)
     for version in range(versions):
         rng = np.random.default_rng(version)
-        triples = Triples(rng.integers(0, ROWS, 200), rng.integers(0, 60, 200), rng.normal(size=200).astype(np.float32))
+        triples = SeenGradients(
+            rng.integers(0, ROWS, 200), rng.integers(0, 60, 200), rng.normal(size=200).astype(np.float32)
+        )
         rows, columns, scores = merge(triples, np.arange(ROWS))
         mine = (rows >= first) & (rows < last)
         seen = Candidates(rows[mine], columns[mine], scores[mine])

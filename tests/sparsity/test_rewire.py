@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from hse_dist.config import BudgetSettings, RewireSettings, SparsitySettings
 from hse_dist.errors import NumericError, ProtocolError
-from hse_dist.sparsity.growth import Triples, merge
+from hse_dist.sparsity.growth import SeenGradients, merge
 from hse_dist.sparsity.messages import Open
-from hse_dist.sparsity.rewire import Candidates, rescale_to_unit, rewire
+from hse_dist.sparsity.rewire import Candidates, rewire
 from hse_dist.sparsity.server import SparsityServer
+from hse_dist.sparsity.slots import rescale_to_unit
 from hse_dist.tables.sharded import OwnedRows
 
 
@@ -42,7 +43,7 @@ class ThreadTransport:
 def make_rows(rng, rows: int, dims: int, width: int, *, ties: bool) -> OwnedRows:
     chunks = rng.integers(1, 4, rows)
     offsets = np.concatenate([[0], np.cumsum(chunks * width)])
-    values, columns = np.zeros(offsets[-1], np.float32), np.full(offsets[-1], dims)
+    values, columns = np.zeros(offsets[-1], np.float32), np.full(offsets[-1], dims, np.int32)
     for r in range(rows):
         live = rng.integers(1, min(chunks[r] * width, dims) + 1)
         slots = offsets[r] + rng.permutation(chunks[r] * width)[:live]
@@ -59,7 +60,7 @@ def part(rows: OwnedRows, first: int, last: int) -> OwnedRows:
 
 
 def make_candidates(rng, rows: int, dims: int, count: int, *, ties: bool) -> Candidates:
-    triples = Triples(
+    triples = SeenGradients(
         rng.integers(0, rows, count),
         rng.integers(0, dims, count),
         (rng.integers(1, 4, count) if ties else rng.normal(size=count)).astype(np.float32),
@@ -150,7 +151,7 @@ def test_promises_hold_and_do_not_depend_on_the_ranks(case, seed, ties, count):
 def test_the_weakest_go_and_the_strongest_come():
     offsets = np.array([0, 4, 8])
     values = np.array([1.0, 0.1, 0, 0, 0.5, 0.4, 0.3, 0], np.float32)
-    columns = np.array([0, 1, 9, 9, 0, 1, 2, 9])
+    columns = np.array([0, 1, 9, 9, 0, 1, 2, 9], np.int32)
     rows = OwnedRows(0, 2, offsets, values, columns, 9)
     candidates = Candidates(np.array([0, 0, 1]), np.array([5, 6, 7]), np.array([0.3, 0.9, 0.5], np.float32))
     config = SparsitySettings(rewire=RewireSettings(drop_fraction=0.4, drop_decay="constant"))
@@ -184,7 +185,7 @@ def test_nan_is_refused_with_its_row(where):
 
 def test_merge_equals_a_slow_reference_in_any_order():
     rng = np.random.default_rng(4)
-    triples = Triples(rng.integers(0, 5, 300), rng.integers(0, 6, 300), rng.normal(size=300).astype(np.float32))
+    triples = SeenGradients(rng.integers(0, 5, 300), rng.integers(0, 6, 300), rng.normal(size=300).astype(np.float32))
     visited = rng.integers(0, 5, 40)
     visited = np.concatenate([visited, np.arange(5)])
     rows, columns, scores = merge(triples, visited)
@@ -193,7 +194,7 @@ def test_merge_equals_a_slow_reference_in_any_order():
         expected = abs(triples.gradients[same].astype(np.float64).sum()) / (visited == row).sum()
         assert score == pytest.approx(expected, rel=1e-5)
     order = rng.permutation(300)
-    shuffled = Triples(triples.rows[order], triples.columns[order], triples.gradients[order])
+    shuffled = SeenGradients(triples.rows[order], triples.columns[order], triples.gradients[order])
     assert merge(shuffled, visited[::-1])[2].tobytes() == scores.tobytes()
 
 
