@@ -41,8 +41,8 @@ def test_selection_equals_a_stable_sort(scores: list[np.ndarray], count: int, la
 @given(hnp.arrays(np.float32, 40, elements=finite))
 @settings(deadline=None)
 def test_keys_keep_the_order(scores: np.ndarray) -> None:
-    keys = order_keys(scores).astype(np.int64)
-    np.testing.assert_array_equal(np.sign(keys[:, None] - keys[None]), np.sign(scores[:, None] * 1.0 - scores[None]))
+    keys, wide = order_keys(scores).astype(np.int64), scores.astype(np.float64)
+    np.testing.assert_array_equal(np.sign(keys[:, None] - keys[None]), np.sign(wide[:, None] - wide[None]))
 
 
 def test_many_equal_scores_over_many_segments() -> None:
