@@ -45,11 +45,11 @@ struct Problem {
     double scale;
     const int64_t* offsets;    // [C + 1] live entries of a candidate
     const int32_t* columns;    // [E] their columns
-    const float* grad_users;   // [D, B]
     const float* grad_scores;  // [C, B]
     const float* gains;        // [C]; null for ones
     std::vector<int64_t> column_ends;  // [D + 1]
     std::vector<Cell> cells;           // user vectors by column, without their zeros
+    std::vector<float> grad_users;     // [B, D]: a block of candidates reads few users, and of each column after column
     std::vector<int64_t> seer_ends;    // [C + 1]
     std::vector<int32_t> seers;        // users whose history a candidate is in
     std::vector<int32_t> order;        // [C] candidates by their first seer, so that a block's seers are few
@@ -84,6 +84,14 @@ void by_column(Problem& p, const float* users) {
     for (int64_t d = 0; d < p.dims; ++d)
         for (int64_t b = 0; b < p.users; ++b)
             if (users[d * p.users + b] != 0.0f) *cell++ = {int32_t(b), users[d * p.users + b]};
+}
+
+void by_user(Problem& p, const float* grad_users) {
+    p.grad_users.resize(p.users * p.dims);
+    for (int64_t first = 0; first < p.dims; first += GROUP)
+        for (int64_t b = 0; b < p.users; ++b)
+            for (int64_t d = first; d < std::min(first + GROUP, p.dims); ++d)
+                p.grad_users[b * p.dims + d] = grad_users[d * p.users + b];
 }
 
 void by_candidate(Problem& p, int64_t pairs, const int64_t* positions, const int64_t* user) {
@@ -149,10 +157,10 @@ INLINE void column(const Problem& p, Space& s, int64_t d, float16v* out, float16
         const float16v* grad = (const float16v*)(s.grads + int64_t(p.cells[n].user) * W);
         for (int i = 0; i < VECTORS; ++i) total[i] += p.cells[n].value * grad[i];
     }
-    const float* grad_user = p.grad_users + d * p.users;
+    const float* grad_user = p.grad_users.data() + d;
     const float16v* share = (const float16v*)s.shares;
     for (const int32_t seer : s.block_seers) {
-        for (int i = 0; i < VECTORS; ++i) total[i] += grad_user[seer] * share[i];
+        for (int i = 0; i < VECTORS; ++i) total[i] += grad_user[int64_t(seer) * p.dims] * share[i];
         share += VECTORS;
     }
     for (int i = 0; i < VECTORS; ++i) {
@@ -247,9 +255,10 @@ int64_t hse_growth(int64_t candidates, int64_t dims, int64_t users, int64_t pair
                    double scale, const int64_t* offsets, const int32_t* columns, const int64_t* positions,
                    const int64_t* user, const float* users_db, const float* grad_users, const float* grad_scores,
                    const float* gains, int64_t all_dims, int32_t* out_columns, float* out_gradients) {
-    Problem p = {candidates, dims, users, explore, scale, offsets, columns, grad_users, grad_scores, gains,
-                 {}, {}, {}, {}, {}, out_columns, out_gradients};
+    Problem p = {candidates, dims, users, explore, scale, offsets, columns, grad_scores, gains,
+                 {}, {}, {}, {}, {}, {}, out_columns, out_gradients};
     by_column(p, users_db);
+    by_user(p, grad_users);
     by_candidate(p, pairs, positions, user);
     std::vector<Space> spaces(threads);
     for (Space& s : spaces) {

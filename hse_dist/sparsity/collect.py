@@ -179,7 +179,7 @@ class GrowthCollector:
         """
         assert isinstance(rows, SparseRows)
         columns = min(rows.dims, len(rows.columns) + 1)
-        of_one = rows.values.element_size() * (2 * columns + len(rows.offsets))
+        of_one = rows.values.element_size() * (3 * columns + len(rows.offsets))  # the search turns one matrix around
         return max(1, min(self.settings.collect_users, self.settings.memory_mb * 2**20 // of_one))
 
     def collect(self, activations: Activations, candidates: Tensor) -> None:

@@ -169,7 +169,7 @@ def test_as_many_users_are_collected_as_are_wanted_and_fit():
     rows = make_rows(np.random.default_rng(0), 300, gains=False)
     assert GrowthCollector(RewireSettings(collect_users=7)).users(rows) == 7
     columns = min(300, len(rows.columns) + 1)
-    fits = 2**20 // (8 * (2 * columns + CANDIDATES + 1))
+    fits = 2**20 // (8 * (3 * columns + CANDIDATES + 1))
     assert GrowthCollector(RewireSettings(collect_users=10**6, memory_mb=1)).users(rows) == fits
 
 
