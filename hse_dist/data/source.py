@@ -30,7 +30,7 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
-COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 WILD = re.compile(r"[*?\[]")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -58,19 +58,29 @@ class LogFile:
 
     @property
     def compressed(self) -> bool:
-        return self.path.endswith(COMPRESSIONS)
+        return self.path.endswith(tuple(COMPRESSIONS))
 
     def open(self) -> Any:
         """The file for random access. Raises DataError when it cannot be opened."""
         return self._open("open_input_file")
 
-    def stream(self) -> Any:
-        """The file for reading from front to back, decompressed by its ending. Raises DataError."""
-        return self._open("open_input_stream")
+    def stored(self) -> Any:
+        """The file's bytes as they are stored, for reading from front to back. Raises DataError."""
+        return self._open("open_input_stream", compression=None)
 
-    def _open(self, method: str) -> Any:
+    def stream(self, stored: Any = None) -> Any:
+        """The file for reading from front to back, decompressed by its ending. Raises DataError.
+
+        Args:
+            stored: what `stored` gave, so that the caller can see how far it has been read.
+        """
+        stored = self.stored() if stored is None else stored
+        compression = COMPRESSIONS.get(os.path.splitext(self.path)[1])
+        return stored if compression is None else pa.CompressedInputStream(stored, compression)
+
+    def _open(self, method: str, **options: Any) -> Any:
         try:
-            return getattr(_filesystem(self.root), method)(self.path)
+            return getattr(_filesystem(self.root), method)(self.path, **options)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"The file {self.name} cannot be opened: {error}.", setting="data.source") from None
 
