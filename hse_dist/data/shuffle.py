@@ -24,14 +24,15 @@ from hse_dist.data.reader import read
 from hse_dist.data.schema import Fragment, LogSchema
 from hse_dist.data.task_memory import buffer_bytes
 
-ROW_BYTES = 144
-"""Memory that one interaction needs while its part is grouped, where every id is a new one (measured, rounded up)."""
-TEXT_FACTOR = 7
-"""The same for each byte of the longer of its two ids where they are strings."""
+ROW_BYTES = {True: 288, False: 192}
+"""Memory that one interaction needs while its part is grouped: integer ids, string ids. Measured where every id is a
+new one and hash tables have just grown; where ids repeat twenty times it is 54."""
+TEXT_FACTOR = 5
+"""The same for each byte of the longer of its two ids where they are strings, Arrow's offsets included."""
 SAMPLED = 4
 """Fragments whose first rows tell how long ids are."""
-SPILL_SHARE = 4
-"""A spill holds this part of the memory: sorting it takes about as much again, and the reader has its own."""
+SPILL_SHARE = 6
+"""A spill holds this part of the memory: sorting it takes as much again and more, and the reader has its own."""
 MAX_PARTS = 1024
 """Most parts of a bucket: beyond that a spill's batches become too small to be worth reading."""
 TAKE_ROWS = 1 << 16
@@ -74,12 +75,12 @@ def row_bytes(fragments: Sequence[Fragment], schema: LogSchema, settings: DataSe
     fragments."""
     texts = [name for name in ("user", "item") if not pa.types.is_integer(getattr(schema, name))]
     if not texts:
-        return ROW_BYTES
+        return ROW_BYTES[True]
     longest = 0.0
     for fragment in fragments[:: -(-len(fragments) // SAMPLED)]:
         for batch, _ in islice(read(fragment, schema, settings.columns, settings.min_rating), 1):
             longest = max(longest, *(batch.column(name).nbytes / batch.num_rows for name in texts))
-    return ROW_BYTES + int(TEXT_FACTOR * longest)
+    return ROW_BYTES[False] + int(TEXT_FACTOR * longest)
 
 
 def spill(task: SpillTask, seen: Callable[[float, int], None]) -> Spilt:
