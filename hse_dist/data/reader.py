@@ -8,7 +8,7 @@ file nor on its row groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,16 @@ BATCH_ROWS = 1 << 16
 
 
 def read(
-    fragment: Fragment, schema: LogSchema, columns: ColumnNames, min_rating: float | None
-) -> Iterator[tuple[pa.RecordBatch, float]]:
-    """Normalised batches of a fragment, each with the share of the fragment that has been read by then.
+    fragment: Fragment,
+    schema: LogSchema,
+    columns: ColumnNames,
+    min_rating: float | None,
+    seen: Callable[[float], None] = lambda share: None,
+) -> Iterator[pa.RecordBatch]:
+    """Normalised batches of a fragment.
+
+    Args:
+        seen: is told the share of the fragment that has been read before each batch is handed out.
 
     Raises:
         DataError: a damaged file, a value of another type than the column's, null ids or timestamps.
@@ -50,7 +57,8 @@ def read(
         if min_rating is not None:
             result = result.filter(pc.greater_equal(_rating(batch, fragment, columns.rating or ""), min_rating))
         if result.num_rows:
-            yield result, share
+            seen(share)
+            yield result
 
 
 def _needed(fragment: Fragment, target: pa.Schema, min_rating: float | None) -> list[str]:
@@ -69,9 +77,9 @@ def _raw(fragment: Fragment, names: list[str]) -> Iterator[tuple[pa.RecordBatch,
                 yield batch, rows / fragment.rows
         return
     types, file = {fragment.names[role]: fragment.types[role] for role in fragment.names}, fragment.file
-    with file.stored() as stored, file.stream(stored) as stream, open_text(file.format, stream, types) as reader:
+    with file.open() as opened, file.stream(opened) as stream, open_text(file.format, stream, types) as reader:
         for batch in reader:
-            yield batch, min(1.0, stored.tell() / max(file.size, 1))
+            yield batch, min(1.0, opened.tell() / max(file.size, 1))
 
 
 def _column(batch: pa.RecordBatch, fragment: Fragment, role: str, column: str) -> pa.Array:

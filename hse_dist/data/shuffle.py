@@ -22,7 +22,7 @@ from hse_dist.config import DataSettings
 from hse_dist.data.hashing import BUCKET_SEED, bucket_of, hash_ids
 from hse_dist.data.reader import read
 from hse_dist.data.schema import Fragment, LogSchema
-from hse_dist.data.task_memory import buffer_bytes
+from hse_dist.data.task_memory import memory_bytes
 
 ROW_BYTES = {True: 288, False: 192}
 """Memory that one interaction needs while its part is grouped: integer ids, string ids. Measured where every id is a
@@ -66,7 +66,7 @@ class Spilt:
 def count_parts(fragments: Sequence[Fragment], schema: LogSchema, settings: DataSettings) -> int:
     """Ranges of the user hash that the log is shuffled into: a multiple of `buckets`, each small for a task."""
     needed = sum(fragment.rows for fragment in fragments) * row_bytes(fragments, schema, settings)
-    per_bucket = -(-needed // (buffer_bytes(settings) * settings.buckets))
+    per_bucket = -(-needed // (memory_bytes(settings) * settings.buckets))
     return settings.buckets * min(MAX_PARTS, max(1, per_bucket))
 
 
@@ -78,7 +78,7 @@ def row_bytes(fragments: Sequence[Fragment], schema: LogSchema, settings: DataSe
         return ROW_BYTES[True]
     longest = 0.0
     for fragment in fragments[:: -(-len(fragments) // SAMPLED)]:
-        for batch, _ in islice(read(fragment, schema, settings.columns, settings.min_rating), 1):
+        for batch in islice(read(fragment, schema, settings.columns, settings.min_rating), 1):
             longest = max(longest, *(batch.column(name).nbytes / batch.num_rows for name in texts))
     return ROW_BYTES[False] + int(TEXT_FACTOR * longest)
 
@@ -88,12 +88,12 @@ def spill(task: SpillTask, seen: Callable[[float, int], None]) -> Spilt:
     held = _Held(task)
     files: list[str] = []
     rows = np.zeros(task.parts, np.int64)
-    limit = buffer_bytes(task.settings) // SPILL_SHARE
-    for batch, share in read(task.fragment, task.schema, task.settings.columns, task.settings.min_rating):
+    limit = memory_bytes(task.settings) // SPILL_SHARE
+    columns, least = task.settings.columns, task.settings.min_rating
+    for batch in read(task.fragment, task.schema, columns, least, lambda share: seen(share, held.total)):
         held.add(batch)
         if held.size >= limit:
             files.append(held.write(len(files), rows))
-        seen(share, int(rows.sum()) + held.rows)
     if held.rows:
         files.append(held.write(len(files), rows))
     return Spilt(files, rows)
@@ -106,7 +106,7 @@ class _Held:
         self._task, self._schema = task, task.schema.arrow()
         self._columns: dict[str, list[pa.Array]] = {name: [] for name in self._schema.names}
         self._parts: list[np.ndarray] = []
-        self.size = self.rows = 0
+        self.size = self.rows = self.total = 0
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Hold a batch, and the part of each of its rows."""
@@ -115,6 +115,7 @@ class _Held:
         parts = bucket_of(hash_ids(batch.column("user"), BUCKET_SEED), self._task.parts)
         self._parts.append(parts.astype(np.uint16 if self._task.parts <= 1 << 16 else np.int64))
         self.size, self.rows = self.size + batch.nbytes, self.rows + batch.num_rows
+        self.total += batch.num_rows
 
     def write(self, number: int, rows: np.ndarray) -> str:
         """Write what is held as one file, forget it, and add the rows of each part to `rows`."""

@@ -61,28 +61,21 @@ class LogFile:
         return self.path.endswith(tuple(COMPRESSIONS))
 
     def open(self) -> Any:
-        """The file for random access. Raises DataError when it cannot be opened."""
-        return self._open("open_input_file")
+        """The file for random access, as it is stored. Raises DataError when it cannot be opened."""
+        try:
+            return _filesystem(self.root).open_input_file(self.path)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"The file {self.name} cannot be opened: {error}.", setting="data.source") from None
 
-    def stored(self) -> Any:
-        """The file's bytes as they are stored, for reading from front to back. Raises DataError."""
-        return self._open("open_input_stream", compression=None)
-
-    def stream(self, stored: Any = None) -> Any:
+    def stream(self, opened: Any = None) -> Any:
         """The file for reading from front to back, decompressed by its ending. Raises DataError.
 
         Args:
-            stored: what `stored` gave, so that the caller can see how far it has been read.
+            opened: what `open` gave, so that the caller sees how far it has been read.
         """
-        stored = self.stored() if stored is None else stored
+        opened = self.open() if opened is None else opened
         compression = COMPRESSIONS.get(os.path.splitext(self.path)[1])
-        return stored if compression is None else pa.CompressedInputStream(stored, compression)
-
-    def _open(self, method: str, **options: Any) -> Any:
-        try:
-            return getattr(_filesystem(self.root), method)(self.path, **options)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"The file {self.name} cannot be opened: {error}.", setting="data.source") from None
+        return opened if compression is None else pa.CompressedInputStream(opened, compression)
 
 
 def expand(source: str) -> str:

@@ -27,7 +27,7 @@ OWN_BYTES = 16 << 20
 """What a task takes beside its buffers: code that runs for the first time, a Parquet file's footer and open pages."""
 
 
-def buffer_bytes(settings: DataSettings) -> int:
+def memory_bytes(settings: DataSettings) -> int:
     """Bytes for the buffers of one task."""
     setting = settings.memory_mb << 20
     return max(setting - OWN_BYTES, setting // 4)
