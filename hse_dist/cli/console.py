@@ -1,4 +1,4 @@
-"""What a job shows: its log on standard error, its result as one JSON line on standard output, tables for people.
+"""What a job shows: its log on standard error, its result as one JSON line on standard output.
 
 Libraries and their C++ parts print to file descriptor 1 as they like. So while a job runs, descriptor 1 is standard
 error, and only the result goes to what standard output was.
@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
@@ -62,17 +62,3 @@ def set_up_logging() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(handlers=[handler], force=True)
     set_levels()
-
-
-def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard error; the first column is text, the others are numbers."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    # a log has no width of its own
-    Console(stderr=True, width=None if sys.stderr.isatty() else 110).print(table)

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hse_dist.cli.console import show_table
 from hse_dist.config import load_config
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import TrainingError, UserError
+from hse_dist.screen import show_table
 
 Result = dict[str, Any]
 

@@ -1,0 +1,171 @@
+"""What a benchmark found, shown in four ways: a table, one JSON object, a file of it, and a picture.
+
+In: a `Report` of figures and rows. Out: the JSON-able object that the command prints, with the versions, cores and
+processor that figures mean nothing without. Benchmarks measure and fill in a `Report`; nothing here measures.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from hse_dist.errors import UserError
+from hse_dist.files import write_json
+from hse_dist.screen import show_table
+
+FOLDER = Path("runs/benchmark")
+PACKAGES = ("torch", "torchrec", "fbgemm", "ray", "pyarrow", "numpy")
+SPREAD = ("median", "lowest", "highest")
+
+Spread = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture.
+
+    Attributes:
+        series: name → heights, as many as there are in `x`; NaN is a gap.
+        x: numbers, or names of the places on the axis. Bars stand side by side at each of them.
+        target: height of a horizontal line, the value to reach.
+    """
+
+    title: str
+    y_label: str
+    x_label: str
+    series: dict[str, list[float]]
+    x: list[float] | list[str]
+    kind: Literal["bars", "lines"]
+    log_x: bool = False
+    log_y: bool = False
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one benchmark found.
+
+    Attributes:
+        kind: the benchmark's name, also that of its files.
+        figures: the keys that go to the top level of the JSON object.
+        rows: the table: all with the same keys in the same order; a value is a text, a number or a `spread`.
+        shape: what was measured: sizes, ranks, threads, device.
+        notes: targets that were missed and why, what is an estimate, what was oversubscribed.
+    """
+
+    kind: str
+    figures: dict[str, float | int | str]
+    rows: list[dict[str, Any]]
+    shape: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    chart: Chart | None = None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The median of repeated measurements, with the lowest and the highest."""
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def finish(report: Report, folder: Path | None) -> dict[str, Any]:
+    """Show the table; write KIND.json and KIND.png into `folder` (None: neither); the JSON-able object.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    result = {
+        "kind": report.kind,
+        **report.figures,
+        "rows": report.rows,
+        "shape": report.shape,
+        "notes": report.notes,
+        **machine(str(report.shape.get("device", "cpu"))),
+    }
+    if report.rows:
+        show_table(f"benchmark {report.kind}", list(report.rows[0]), [_texts(row) for row in report.rows])
+    if folder is not None:
+        try:
+            _write(report, result, folder)
+        except OSError as error:
+            raise UserError(
+                f"The benchmark's files cannot be written: {error}.", setting="--folder", value=str(folder)
+            ) from error
+    return result
+
+
+def _write(report: Report, result: dict[str, Any], folder: Path) -> None:
+    write_json(folder / f"{report.kind}.json", result)
+    if report.chart is not None:
+        from hse_dist.benchmark.picture import draw
+
+        draw(report.chart, folder / f"{report.kind}.png")
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Versions, cores that this process may use, the processor's name, and the device's."""
+    name = device
+    if device == "cuda":
+        import torch
+
+        name = torch.cuda.get_device_name()
+    return {
+        "versions": {package: _version(package) for package in PACKAGES},
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": _processor(),
+        "device": name,
+    }
+
+
+def _version(package: str) -> str | None:
+    """Of an installed package; fbgemm is one of two."""
+    for name in ("fbgemm-gpu-cpu", "fbgemm-gpu") if package == "fbgemm" else (package,):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            pass
+    return None
+
+
+def _processor() -> str:
+    """The processor's name; Linux keeps it where `platform` does not look."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _texts(row: Mapping[str, Any]) -> list[str]:
+    return [as_text(value) for value in row.values()]
+
+
+def as_text(value: Any) -> str:
+    """A cell: three significant digits and whole thousands; a spread as `38.1 (36.9 – 41.2)`; None as –."""
+    if isinstance(value, Mapping) and tuple(value) == SPREAD:
+        decimals = _decimals(value["median"])
+        median, lowest, highest = (_fixed(value[name], decimals) for name in SPREAD)
+        return f"{median} ({lowest} – {highest})"
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, float):
+        return _fixed(value, _decimals(value))
+    return f"{value:,}".replace(",", " ") if isinstance(value, int) else str(value)
+
+
+def _decimals(value: float) -> int | None:
+    """Decimals that show three digits; None where the number is too small for that and wants an exponent."""
+    size = abs(value)
+    for decimals, least in enumerate((100.0, 10.0, 1.0, 0.1, 0.01)):
+        if size >= least:
+            return decimals
+    return 0 if size == 0 else None
+
+
+def _fixed(value: float, decimals: int | None) -> str:
+    return f"{value:.3g}" if decimals is None else f"{value:,.{decimals}f}".replace(",", " ")
