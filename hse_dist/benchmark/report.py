@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +21,6 @@ from hse_dist.errors import UserError
 from hse_dist.files import write_json
 from hse_dist.screen import show_table
 
-FOLDER = Path("runs/benchmark")
 PACKAGES = ("torch", "torchrec", "fbgemm", "ray", "pyarrow", "numpy")
 SPREAD = ("median", "lowest", "highest")
 
@@ -73,7 +74,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def finish(report: Report, folder: Path | None) -> dict[str, Any]:
-    """Show the table; write KIND.json and KIND.png into `folder` (None: neither); the JSON-able object.
+    """Show the table and the notes; write KIND.json and KIND.png into `folder` (None: neither); the JSON-able object.
 
     Raises:
         UserError: the folder cannot be written.
@@ -88,22 +89,38 @@ def finish(report: Report, folder: Path | None) -> dict[str, Any]:
     }
     if report.rows:
         show_table(f"benchmark {report.kind}", list(report.rows[0]), [_texts(row) for row in report.rows])
+    for note in report.notes:
+        print(f"- {note}", file=sys.stderr)
     if folder is not None:
-        try:
-            _write(report, result, folder)
-        except OSError as error:
-            raise UserError(
-                f"The benchmark's files cannot be written: {error}.", setting="--folder", value=str(folder)
-            ) from error
+        with _writing(folder):
+            write_json(folder / f"{report.kind}.json", result)
+            if report.chart is not None:
+                from hse_dist.benchmark.picture import draw
+
+                draw(report.chart, folder / f"{report.kind}.png")
     return result
 
 
-def _write(report: Report, result: dict[str, Any], folder: Path) -> None:
-    write_json(folder / f"{report.kind}.json", result)
-    if report.chart is not None:
-        from hse_dist.benchmark.picture import draw
+def open_folder(path: str | Path) -> Path:
+    """The folder for the files, made before minutes are spent on what should go into it.
 
-        draw(report.chart, folder / f"{report.kind}.png")
+    Raises:
+        UserError: there can be no such folder.
+    """
+    folder = Path(path)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"The benchmark's files cannot be written: {error}.", setting="--folder", value=str(folder)
+        ) from error
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -155,7 +172,7 @@ def as_text(value: Any) -> str:
         return "–"
     if isinstance(value, float):
         return _fixed(value, _decimals(value))
-    return f"{value:,}".replace(",", " ") if isinstance(value, int) else str(value)
+    return f"{value:,}".replace(",", " ") if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _decimals(value: float) -> int | None:

@@ -9,16 +9,13 @@ not depend on the number of rows that are not looked up.
 from __future__ import annotations
 
 import os
-import platform
-import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
 
+from hse_dist.benchmark.report import Chart, Report, spread
 from hse_dist.cluster import prepare_process, usable_device
 from hse_dist.config import ClusterSettings, ModelSettings, TrainSettings
 from hse_dist.data.batch import Batch
@@ -27,6 +24,8 @@ from hse_dist.ranks import Ranks, free_address, process_group
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.sharded import DenseTable, OwnedRows, PackedTable
 
+LEAST_SPEEDUP, MOST_AGAINST_BYTES = 20.0, 1.3
+"""Targets: against dense rows of equal D, and of equal bytes."""
 DENSE_BYTES = 4 * 2**30
 """Most memory for the values of a dense table."""
 
@@ -43,7 +42,7 @@ def benchmark_step(
     repeats: int = 7,
     threads: int | None = None,
     device: str = "cpu",
-) -> dict[str, Any]:
+) -> Report:
     """Medians of `repeats` steps.
 
     Args:
@@ -51,8 +50,7 @@ def benchmark_step(
             user. rows: of the table. chunk_width: w, slots a chunk of the packed table.
 
     Returns:
-        `milliseconds` of each table (median, lowest, highest), `speedup_vs_dense_equal_dim`,
-        `time_vs_dense_equal_bytes`, the shape, cores and versions.
+        figures `speedup_vs_dense_equal_dim` and `time_vs_dense_equal_bytes`; a row a table, in milliseconds.
 
     Raises:
         ResourceError: there is no such device here.
@@ -61,29 +59,52 @@ def benchmark_step(
     threads = threads or os.cpu_count() or 1
     prepare_process(ClusterSettings(cpus_per_worker=threads))
     shape = {"candidates": candidates, "live": live, "dims": dims, "users": users, "history": history, "rows": rows}
-    shape["chunk_width"] = chunk_width
+    shape |= {"chunk_width": chunk_width, "repeats": repeats, "threads": threads}
     with process_group(0, 1, free_address(), where, 600.0) as ranks:
         batch = make_batch(candidates, users, history, rows, ranks.device)
         settings = TrainSettings(learning_rate=0.01, warm_accumulator=1.0)
         steps = {
-            "packed": _step(packed_table(rows, dims, live, chunk_width, ranks, settings), batch),
-            "dense_equal_dim": _dense_step(rows, dims, batch, ranks, settings),
-            "dense_equal_bytes": _dense_step(rows, 2 * live, batch, ranks, settings),
+            "packed": step_of(packed_table(rows, dims, live, chunk_width, ranks, settings), batch),
+            "dense_equal_dim": dense_step(rows, dims, batch, ranks, settings),
+            "dense_equal_bytes": dense_step(rows, 2 * live, batch, ranks, settings),
         }
         times = _take_turns(steps, repeats, ranks.device)
-    median = {name: statistics.median(values) for name, values in times.items()}
-    return {
-        "speedup_vs_dense_equal_dim": median["dense_equal_dim"] / median["packed"],
-        "time_vs_dense_equal_bytes": median["packed"] / median["dense_equal_bytes"],
-        "milliseconds": {
-            name: {"median": median[name], "lowest": min(values), "highest": max(values)}
-            for name, values in times.items()
-        },
-        "shape": shape,
-        "threads": threads,
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
-        "versions": {name: version(name) for name in ("torch", "torchrec", "numpy")},
+    return _report(times, {**shape, "device": device})
+
+
+def _report(times: dict[str, list[float]], shape: dict[str, int | str]) -> Report:
+    milliseconds = {name: spread(values) for name, values in times.items()}
+    median = {name: values["median"] for name, values in milliseconds.items()}
+    speedup, against = median["dense_equal_dim"] / median["packed"], median["packed"] / median["dense_equal_bytes"]
+    notes = []
+    if speedup < LEAST_SPEEDUP:
+        notes.append(f"{speedup:.1f} times faster than dense rows of equal D; the target is {LEAST_SPEEDUP:g}")
+    if against > MOST_AGAINST_BYTES:
+        notes.append(f"{against:.2f} times the time of dense rows of equal bytes; the target is {MOST_AGAINST_BYTES:g}")
+    names = {
+        "packed": "packed",
+        "dense_equal_dim": f"dense, D = {shape['dims']}",
+        "dense_equal_bytes": f"dense, D = {2 * int(shape['live'])} (same bytes)",
     }
+    return Report(
+        kind="step",
+        figures={"speedup_vs_dense_equal_dim": speedup, "time_vs_dense_equal_bytes": against},
+        rows=[
+            {"table": name, "milliseconds": milliseconds[key], "times packed": median[key] / median["packed"]}
+            for key, name in names.items()
+        ],
+        shape=dict(shape),
+        notes=notes,
+        chart=Chart(
+            title="One training step: forward, backward and update",
+            y_label="milliseconds, the median (log)",
+            x_label="",
+            series={"milliseconds": [median[key] for key in names]},
+            x=list(names.values()),
+            kind="bars",
+            log_y=True,
+        ),
+    )
 
 
 def make_batch(candidates: int, users: int, history: int, rows: int, device: torch.device) -> Batch:
@@ -116,15 +137,17 @@ def packed_table(
     return table
 
 
-def _dense_step(rows: int, dims: int, batch: Batch, ranks: Ranks, settings: TrainSettings) -> Callable[[], None]:
+def dense_step(rows: int, dims: int, batch: Batch, ranks: Ranks, settings: TrainSettings) -> Callable[[], None]:
+    """A step of a dense table, on as many candidates as `batch` has, spread over the rows that fit."""
     rows = max(len(batch.candidates), min(rows, DENSE_BYTES // (4 * dims)))
     table = DenseTable(rows, dims, ranks, settings, "row_wise")
     table.local_values().normal_()
     spread = torch.linspace(0, rows - 1, len(batch.candidates), device=batch.candidates.device).long()
-    return _step(table, Batch(spread, batch.offsets, batch.positions))
+    return step_of(table, Batch(spread, batch.offsets, batch.positions))
 
 
-def _step(table: PackedTable | DenseTable, batch: Batch) -> Callable[[], None]:
+def step_of(table: PackedTable | DenseTable, batch: Batch) -> Callable[[], None]:
+    """Forward, backward and fused update of one batch."""
     model = Autoencoder(ModelSettings(row_norm="unit"))
 
     def step() -> None:

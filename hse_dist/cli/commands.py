@@ -99,11 +99,13 @@ def _recommend_one(folder: str, ids: list[str], k: int) -> Result:
 
 
 def benchmark(words: Namespace) -> Result:
-    """Shapes → milliseconds."""
-    from hse_dist.benchmark.step import benchmark_step
+    """Shapes → figures, a table, a file and a picture."""
+    from hse_dist.benchmark.report import finish, open_folder
+    from hse_dist.cli.benchmarks import measure
 
-    options = {key: value for key, value in vars(words).items() if key not in ("job", "kind")}
-    return benchmark_step(**options)
+    options = {key: value for key, value in vars(words).items() if key not in ("job", "kind", "folder")}
+    folder = open_folder(words.folder)
+    return finish(measure(words.kind, options), folder)
 
 
 def demo(words: Namespace) -> Result:

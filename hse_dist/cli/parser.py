@@ -10,6 +10,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hse_dist.cli.benchmarks import BENCHMARKS, FOLDER
+
 if TYPE_CHECKING:
     Jobs = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -100,22 +102,17 @@ def _add_benchmark(jobs: Jobs) -> None:
     text = "measure on this machine; claims of speed in the README come from here"
     job = jobs.add_parser("benchmark", help=text, description=text, allow_abbrev=False)
     kinds = job.add_subparsers(dest="kind", metavar="KIND", required=True)
-    text = "forward, backward and update of the packed table beside dense ones of equal dimensions and of equal bytes"
-    step = kinds.add_parser("step", help=text, description=text, allow_abbrev=False)
-    for name, default, meaning in (
-        ("candidates", 8192, "C, distinct candidates of a batch"),
-        ("live", 32, "k, live entries a row"),
-        ("dims", 4096, "D, columns of the packed and of the wide dense table"),
-        ("users", 512, "B, users of a batch"),
-        ("history", 60, "mean history of a user"),
-        ("rows", 200_000, "rows of the tables"),
-        ("chunk-width", 32, "w, slots a chunk of the packed table"),
-        ("repeats", 7, "steps measured; the median counts"),
-        ("threads", None, "threads of arithmetic (default: all cores)"),
-    ):
-        text = meaning if default is None else f"{meaning} (default: {default})"
-        step.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=text)
-    step.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
+    for kind, (text, options) in BENCHMARKS.items():
+        words = kinds.add_parser(kind, help=text, description=text, allow_abbrev=False)
+        for option in options:
+            text = option.meaning if option.default is None else f"{option.meaning} (default: {option.default})"
+            name = "--" + option.name.replace("_", "-")
+            if option.choices:
+                words.add_argument(name, choices=option.choices, default=option.default, help=text)
+            else:
+                words.add_argument(name, type=_positive, default=option.default, metavar="N", help=text)
+        text = f"where KIND.json and the picture KIND.png go (default: {FOLDER})"
+        words.add_argument("--folder", default=FOLDER, metavar="FOLDER", help=text)
 
 
 def _add_demo(jobs: Jobs) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from hse_dist.benchmark.report import Chart, Report
+from hse_dist.cli import benchmarks
 from hse_dist.cli.main import main
 from hse_dist.export.format import RowBlock, write_export
 
@@ -42,3 +44,29 @@ def test_recommend_from_a_folder_that_is_no_export_is_the_users_mistake(tmp_path
     assert main(["recommend", str(tmp_path), "--items", "1"]) == 2
     shown = capfd.readouterr()
     assert shown.out == "" and str(tmp_path) in shown.err and "Traceback" not in shown.err
+
+
+def test_benchmark_prints_its_figures_and_leaves_a_file_and_a_picture(tmp_path, capfd, monkeypatch):
+    asked = {}
+
+    def measure(kind, options):
+        asked.update(kind=kind, **options)
+        chart = Chart("title", "milliseconds", "", {"packed": [1.0]}, ["here"], "bars")
+        return Report("step", {"speedup": 2.5}, [{"table": "packed"}], {"rows": 7}, ["missed"], chart)
+
+    monkeypatch.setattr(benchmarks, "measure", measure)
+    assert main(["benchmark", "step", "--rows", "7", "--folder", str(tmp_path / "out")]) == 0
+    shown = capfd.readouterr()
+    answer = json.loads(shown.out)
+    assert (asked["kind"], asked["rows"], asked["device"]) == ("step", 7, "cpu") and "folder" not in asked
+    assert answer["speedup"] == 2.5 and "packed" in shown.err and "missed" in shown.err
+    assert json.loads((tmp_path / "out" / "step.json").read_text()) == answer
+    assert (tmp_path / "out" / "step.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_benchmark_refuses_a_folder_that_cannot_be_before_it_measures(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(benchmarks, "measure", lambda kind, options: pytest.fail("it measured"))
+    (tmp_path / "file").write_text("")
+    assert main(["benchmark", "step", "--folder", str(tmp_path / "file")]) == 2
+    shown = capfd.readouterr()
+    assert shown.out == "" and "--folder" in shown.err and "Traceback" not in shown.err

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from importlib import import_module
 
 import pytest
 
-from hse_dist.benchmark.step import benchmark_step
+from hse_dist.cli.benchmarks import BENCHMARKS
 from hse_dist.cli.parser import parse
 
 
@@ -45,6 +46,8 @@ def test_overrides_may_stand_anywhere(line):
         ("recommend there --items 1 -k 0", "'0' is not a positive whole number"),
         ("benchmark step --rows many", "'many' is not a positive whole number"),
         ("benchmark", "required: KIND"),
+        ("benchmark fly", "invalid choice: 'fly'"),
+        ("benchmark step --device tpu", "invalid choice: 'tpu'"),
     ],
 )
 def test_words_that_do_not_fit_end_with_a_message_and_exit_code_2(line, message, capsys):
@@ -55,8 +58,9 @@ def test_words_that_do_not_fit_end_with_a_message_and_exit_code_2(line, message,
     assert message in shown.err
 
 
-def test_options_of_the_benchmark_are_its_arguments():
-    words = vars(parse(["benchmark", "step"]))
-    assert (words.pop("job"), words.pop("kind")) == ("benchmark", "step")
-    parameters = inspect.signature(benchmark_step).parameters
-    assert words == {name: parameter.default for name, parameter in parameters.items()}
+@pytest.mark.parametrize("kind", BENCHMARKS)
+def test_options_of_a_benchmark_are_its_arguments(kind):
+    words = vars(parse(["benchmark", kind]))
+    assert (words.pop("job"), words.pop("kind"), words.pop("folder")) == ("benchmark", kind, "runs/benchmark")
+    function = getattr(import_module(f"hse_dist.benchmark.{kind}"), f"benchmark_{kind}")
+    assert words == {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
