@@ -69,7 +69,7 @@ def benchmark_stream(
     live: int = 32,
     dims: int = 4096,
     users: int = 512,
-    history: int = 60,
+    history: int = 76,
     items: int = 8192,
     rows: int = 200_000,
     chunk_width: int = 32,
@@ -81,7 +81,8 @@ def benchmark_stream(
 
     Args:
         candidates: C, rows looked up a step. live: k, live entries a row. dims: D. users: B, of a batch. history: mean
-            items a user. items: rows that histories are of. rows: of the table. chunk_width: w, slots a chunk.
+            items a user, before those that come twice are merged (of 76, 60 are left). items: rows that histories are
+            of. rows: of the table. chunk_width: w, slots a chunk.
 
     Returns:
         figures `wait_share`, and of the reading thread alone `histories_per_second` and `interactions_per_second`; a
@@ -100,6 +101,7 @@ def benchmark_stream(
         config = _config(shape, folder, 0)
         prepare(config)
         prepared = open_prepared(config)
+        shape["interactions"] = prepared.manifest["interactions"]
         shape["negatives"] = max(1, candidates - _distinct(_stream(prepared, config)))
         trainer = _trainer(_config(shape, folder, shape["negatives"]), shape, ranks)
         for _ in range(repeats):

@@ -22,7 +22,7 @@ from hse_dist.config import DataSettings
 from hse_dist.data.hashing import BUCKET_SEED, bucket_of, hash_ids
 from hse_dist.data.reader import read
 from hse_dist.data.schema import Fragment, LogSchema
-from hse_dist.data.task_memory import memory_bytes
+from hse_dist.data.task_memory import give_back, memory_bytes
 
 ROW_BYTES = {True: 288, False: 192}
 """Memory that one interaction needs while its part is grouped: integer ids, string ids. Measured where every id is a
@@ -132,6 +132,8 @@ class _Held:
         self._parts.clear()
         self.size = self.rows = 0
         rows += counts
+        del parts, order, columns
+        give_back()  # of what is freed in pieces, the C library would keep half as much again as is held
         return str(path)
 
 

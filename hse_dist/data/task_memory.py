@@ -23,6 +23,7 @@ from hse_dist.config import DataSettings
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
+SELF = Path("/proc/self")
 OWN_BYTES = 16 << 20
 """What a task takes beside its buffers: code that runs for the first time, a Parquet file's footer and open pages."""
 
@@ -47,7 +48,7 @@ class TaskMemory:
         pa.set_memory_pool(pa.system_memory_pool())
         pa.array([0]).to_numpy()  # imports pandas, where it is installed: no memory of the task
         self._pool.release_unused()
-        _trim()
+        give_back()
         self._base = _resident("VmRSS:") if _forget_peak() else None
         return self
 
@@ -70,8 +71,8 @@ def measured(function: Callable[[Argument], Result]) -> Callable[[Argument], tup
     return run
 
 
-def _trim() -> None:
-    """Have the C library give freed memory back; other C libraries than glibc have no such call."""
+def give_back() -> None:
+    """Have the C library give freed memory back to the system; other C libraries than glibc have no such call."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -80,7 +81,7 @@ def _trim() -> None:
 def _forget_peak() -> bool:
     """Whether the system counts this process's peak from now on."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        (SELF / "clear_refs").write_text("5")
         return True
     except OSError:
         return False
@@ -89,7 +90,7 @@ def _forget_peak() -> bool:
 def _resident(name: str) -> int | None:
     """Bytes of a line of this process's status."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = (SELF / "status").read_text().splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith(name)), None)
