@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hse_dist.config import ColumnNames
-from hse_dist.data.formats import open_text
+from hse_dist.data.formats import block_bytes, open_text
 from hse_dist.data.schema import Fragment, LogSchema
 from hse_dist.errors import DataError
 
@@ -28,18 +28,21 @@ def read(
     schema: LogSchema,
     columns: ColumnNames,
     min_rating: float | None,
+    *,
+    memory: int = 1 << 30,
     seen: Callable[[float], None] = lambda share: None,
 ) -> Iterator[pa.RecordBatch]:
     """Normalised batches of a fragment.
 
     Args:
+        memory: bytes, of which a quarter may be text that is parsed ahead.
         seen: is told the share of the fragment that has been read before each batch is handed out.
 
     Raises:
         DataError: a damaged file, a value of another type than the column's, null ids or timestamps.
     """
     target = schema.arrow()
-    batches = _raw(fragment, _needed(fragment, target, min_rating))
+    batches = _raw(fragment, _needed(fragment, target, min_rating), memory)
     while True:
         try:
             found = next(batches, None)
@@ -66,7 +69,7 @@ def _needed(fragment: Fragment, target: pa.Schema, min_rating: float | None) -> 
     return [fragment.names[role] for role in roles if role in fragment.names]
 
 
-def _raw(fragment: Fragment, names: list[str]) -> Iterator[tuple[pa.RecordBatch, float]]:
+def _raw(fragment: Fragment, names: list[str], memory: int) -> Iterator[tuple[pa.RecordBatch, float]]:
     if fragment.row_groups is not None:
         with fragment.file.open() as opened:
             # without pre-buffering a row group is read page by page, however large it is
@@ -77,7 +80,11 @@ def _raw(fragment: Fragment, names: list[str]) -> Iterator[tuple[pa.RecordBatch,
                 yield batch, rows / fragment.rows
         return
     types, file = {fragment.names[role]: fragment.types[role] for role in fragment.names}, fragment.file
-    with file.open() as opened, file.stream(opened) as stream, open_text(file.format, stream, types) as reader:
+    with (
+        file.open() as opened,
+        file.stream(opened) as stream,
+        open_text(file.format, stream, types, block_bytes(memory)) as reader,
+    ):
         for batch in reader:
             yield batch, min(1.0, opened.tell() / max(file.size, 1))
 

@@ -78,7 +78,8 @@ def row_bytes(fragments: Sequence[Fragment], schema: LogSchema, settings: DataSe
         return ROW_BYTES[True]
     longest = 0.0
     for fragment in fragments[:: -(-len(fragments) // SAMPLED)]:
-        for batch in islice(read(fragment, schema, settings.columns, settings.min_rating), 1):
+        first = read(fragment, schema, settings.columns, settings.min_rating, memory=memory_bytes(settings))
+        for batch in islice(first, 1):
             longest = max(longest, *(batch.column(name).nbytes / batch.num_rows for name in texts))
     return ROW_BYTES[False] + int(TEXT_FACTOR * longest)
 
@@ -88,11 +89,18 @@ def spill(task: SpillTask, seen: Callable[[float, int], None]) -> Spilt:
     held = _Held(task)
     files: list[str] = []
     rows = np.zeros(task.parts, np.int64)
-    limit = memory_bytes(task.settings) // SPILL_SHARE
-    columns, least = task.settings.columns, task.settings.min_rating
-    for batch in read(task.fragment, task.schema, columns, least, lambda share: seen(share, held.total)):
+    settings, memory = task.settings, memory_bytes(task.settings)
+    batches = read(
+        task.fragment,
+        task.schema,
+        settings.columns,
+        settings.min_rating,
+        memory=memory,
+        seen=lambda share: seen(share, held.total),
+    )
+    for batch in batches:
         held.add(batch)
-        if held.size >= limit:
+        if held.size >= memory // SPILL_SHARE:
             files.append(held.write(len(files), rows))
     if held.rows:
         files.append(held.write(len(files), rows))
