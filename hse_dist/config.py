@@ -128,7 +128,10 @@ class DataSettings(Settings):
     tasks: PositiveInt = 2
     """Tasks that prepare at a time."""
     memory_mb: PositiveInt = 1024
-    """Memory that one prepare task may use for buffers, in MiB."""
+    """Most memory that one prepare task takes beyond what its process held before, in MiB: buffers, hash tables, mapped
+    pages, its part of the catalogue. About 16 MiB are not for buffers, so that less than 32 makes no sense. Files and
+    Parquet row groups may be larger; one user's interactions, one Parquet page and one line of text cannot be divided.
+    The driver holds arrays of the size of the catalogue beside it."""
     buckets: PositiveInt = 8
     """Partitions of the prepared histories, by a hash of the user."""
     users_per_row_group: PositiveInt = 1024

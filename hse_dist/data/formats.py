@@ -14,12 +14,20 @@ import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 
 BLOCK_BYTES = 4 << 20
-"""Bytes of text parsed at a time."""
+"""Most bytes of text parsed at a time; a header is looked for in so many. A line must fit into a block."""
+LEAST_BLOCK_BYTES = 1 << 16
+HELD_BLOCKS = 48
+"""Blocks that Arrow holds at a time, as text and parsed: it reads ahead of a slow consumer (measured)."""
 NULLS = ["", "null", "NULL"]
 """What counts as missing in a CSV cell; not NaN or NA, which may be ids."""
 
 
-def open_text(format: str, stream: Any, types: Mapping[str, pa.DataType] | None) -> Any:
+def block_bytes(memory: int) -> int:
+    """The size of a block where a reader may take a quarter of `memory` bytes."""
+    return min(BLOCK_BYTES, max(LEAST_BLOCK_BYTES, memory // (4 * HELD_BLOCKS)))
+
+
+def open_text(format: str, stream: Any, types: Mapping[str, pa.DataType] | None, block_size: int = BLOCK_BYTES) -> Any:
     """A streaming reader of `csv`, `tsv` or `jsonl`.
 
     Raises:
@@ -31,10 +39,10 @@ def open_text(format: str, stream: Any, types: Mapping[str, pa.DataType] | None)
             parse = pajson.ParseOptions(
                 explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="ignore"
             )
-        return pajson.open_json(stream, pajson.ReadOptions(use_threads=False, block_size=BLOCK_BYTES), parse)
+        return pajson.open_json(stream, pajson.ReadOptions(use_threads=False, block_size=block_size), parse)
     return pacsv.open_csv(
         stream,
-        pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+        pacsv.ReadOptions(use_threads=False, block_size=block_size),
         pacsv.ParseOptions(delimiter="\t" if format == "tsv" else ","),
         pacsv.ConvertOptions(
             include_columns=list(types or ()), column_types=types, null_values=NULLS, strings_can_be_null=True

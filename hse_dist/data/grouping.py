@@ -1,12 +1,16 @@
 """From a heap of interactions to histories: one entry a user and item, in time order.
 
-In: the interactions of one part of the user hash, in any order and with duplicates. Out: a `Part`: distinct users in
-the order of their hash, distinct items sorted by id, and per user the item codes. All arrays; the result depends on the
-set of interactions only, not on their order.
+In: the interactions of one part of the user hash, in any order and with duplicates, a column at a time. Out: a `Part`:
+distinct users in the order of their hash, distinct items sorted by id, and per user the item codes. All arrays; the
+result depends on the set of interactions only, not on their order.
+
+A part is as large as memory allows, so arrays go as soon as they have served: at most four of eight bytes an
+interaction exist at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hse_dist.data.hashing import BUCKET_SEED, hash_ids
+
+COUNTED = 1 << 20
+"""Entries counted at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,52 +60,119 @@ class Part:
         offsets, codes = np.load(path / "offsets.npy"), np.load(path / "codes.npy", mmap_mode="r")
         return Part(ids["users"], ids["items"], offsets, codes)
 
-    def owners(self) -> np.ndarray:
-        """The user of each entry, int32 [L]."""
-        return np.repeat(np.arange(len(self.users), dtype=np.int32), np.diff(self.offsets))
+    def of_entries(self, of_users: np.ndarray) -> np.ndarray:
+        """What each entry's user has in an array [U]: [L]."""
+        return np.repeat(of_users, np.diff(self.offsets))
+
+    def count(self, chosen: np.ndarray | None = None) -> np.ndarray:
+        """How many users have each item, int64 [I]; of the entries in the mask (bool [L]) alone, where there is one."""
+        total = np.zeros(len(self.items), np.int64)
+        # bincount widens what it counts
+        for first in range(0, len(self.codes), COUNTED):
+            codes = self.codes[first : first + COUNTED]
+            total += np.bincount(
+                codes if chosen is None else codes[chosen[first : first + COUNTED]], minlength=len(total)
+            )
+        return total
 
 
-def group(table: pa.Table) -> Part:
-    """Histories of a table of interactions with the columns user, item and, optionally, timestamp.
+def group(read: Callable[[str], pa.Array], *, timed: bool) -> Part:
+    """Histories of interactions.
 
     Duplicates keep their earliest time; entries of the same time are ordered by item id.
+
+    Args:
+        read: gives the columns user, item and timestamp, all in one order; each is asked for once.
+        timed: whether there are timestamps.
     """
-    users, owner = _encode(table.column("user"), by_hash=True)
-    items, code = _encode(table.column("item"), by_hash=False)
-    key = owner.astype(np.int64) * max(1, len(items)) + code
-    if "timestamp" in table.column_names:
-        times = table.column("timestamp").to_numpy()
+    users, key = _encode(read("user"), by_hash=True)
+    items, code = _encode(read("item"), by_hash=False)
+    width = max(1, len(items))
+    key = key.astype(np.int64)
+    key *= width
+    key += code
+    del code
+    times = None
+    if timed:
+        times = read("timestamp").to_numpy()
         order = np.argsort(key)
         key, times = key[order], times[order]
-        first = np.flatnonzero(np.diff(key, prepend=-1))
-        key, times = key[first], np.minimum.reduceat(times, first) if len(first) else times
-        key = key[_by_time(key // max(1, len(items)), times)]
+        del order
     else:
         key.sort()
-        key = key[np.flatnonzero(np.diff(key, prepend=-1))]
-    owner, code = np.divmod(key, max(1, len(items)))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(users)))]).astype(np.int64)
-    return Part(users, items, offsets, code.astype(np.int32))
+    first = _first_of_equals(key)
+    if not first.all():
+        if times is not None:
+            times = np.minimum.reduceat(times, np.flatnonzero(first))
+        key = key[first]
+    offsets = np.searchsorted(key, np.arange(len(users) + 1) * width).astype(np.int64)
+    if times is not None:
+        turn = _turns(times, offsets)
+        del times
+        key = key[np.argsort(turn, kind="stable")]
+        del turn
+    np.remainder(key, width, out=key)
+    return Part(users, items, offsets, key.astype(np.int32))
 
 
-def _encode(column: pa.ChunkedArray, *, by_hash: bool) -> tuple[pa.Array, np.ndarray]:
+def _encode(column: pa.Array, *, by_hash: bool) -> tuple[pa.Array, np.ndarray]:
     """(distinct ids in order, the position of each row's id among them: int32)."""
-    encoded = column.combine_chunks().dictionary_encode()
-    ids = encoded.dictionary
-    if by_hash:
-        hashes = pa.array(hash_ids(ids, BUCKET_SEED))
-        keys = [("hash", "ascending"), ("id", "ascending")]
-        order = pc.sort_indices(pa.table({"hash": hashes, "id": ids}), sort_keys=keys)
-    else:
-        order = pc.sort_indices(ids)
+    encoded = column.dictionary_encode()
+    del column
+    ids, indices = encoded.dictionary, encoded.indices.to_numpy()
+    order = _order(ids, by_hash=by_hash)
     place = np.empty(len(ids), np.int32)
-    place[order.to_numpy()] = np.arange(len(ids), dtype=np.int32)
-    return ids.take(order), place[encoded.indices.to_numpy(zero_copy_only=False)]
+    place[order] = np.arange(len(ids), dtype=np.int32)
+    return ids.take(pa.array(order)), place[indices]
 
 
-def _by_time(owner: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Order of entries by (owner, time), ties as they stand; owners int64 [L], times int64 or float64 [L]."""
+def _order(ids: pa.Array, *, by_hash: bool) -> np.ndarray:
+    """Order of distinct ids, rising, or by (hash, id)."""
+    integers = pa.types.is_integer(ids.type)
+    if not by_hash:
+        return np.argsort(ids.to_numpy()) if integers else pc.sort_indices(ids).to_numpy()
+    hashes = hash_ids(ids, BUCKET_SEED)
+    if integers:
+        return np.argsort(hashes)  # no two integers have one hash
+    keys = [("hash", "ascending"), ("id", "ascending")]
+    return pc.sort_indices(pa.table({"hash": hashes, "id": ids}), sort_keys=keys).to_numpy()
+
+
+def _first_of_equals(key: np.ndarray) -> np.ndarray:
+    """Whether an entry differs from the one before it; bool [L] of sorted int64 [L]."""
+    first = np.ones(len(key), bool)
+    np.not_equal(key[1:], key[:-1], out=first[1:])
+    return first
+
+
+def _turns(times: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Numbers that are in order by (user, time): int64 [L].
+
+    Args:
+        times: int64 or float64 [L], of users one after the other.
+        offsets: int64 [U + 1], where each user's begin.
+    """
+    lengths, users = np.diff(offsets), len(offsets) - 1
+    steps, span, least = times, 0, 0
+    if len(times) and times.dtype.kind == "i":
+        least, most = int(times.min()), int(times.max())
+        span = most - least + 1
+    # times that would not fit beside the users' numbers are replaced by their places among all times
+    if not 0 < span * max(users, 1) < 1 << 62:
+        steps, least = _places(times), 0
+        span = int(steps.max(initial=0)) + 1
+    turns = np.repeat(np.arange(users) * span - least, lengths)
+    turns += steps
+    return turns
+
+
+def _places(times: np.ndarray) -> np.ndarray:
+    """Place of each time among the distinct times, int64 [L]."""
     order = np.argsort(times)
-    steps = np.empty(len(times), np.int64)
-    steps[order] = np.cumsum(np.diff(times[order], prepend=times[order[:1]]) != 0)
-    return np.argsort(owner * (int(steps.max(initial=0)) + 1) + steps, kind="stable")
+    ordered = times[order]
+    rises = np.zeros(len(times), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=rises[1:])
+    del ordered
+    places = np.empty(len(times), np.int64)
+    places[order] = np.cumsum(rises)
+    return places

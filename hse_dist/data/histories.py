@@ -7,6 +7,7 @@ functions decide (`select`, `targets`), `HistoryWriter` writes. All decisions fo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,13 @@ def select(part: Part, item_kept: np.ndarray, settings: DataSettings) -> Selecti
     short = (split > 0) & (counts < 2)
     split[short] = LEFT_OUT
     split[counts == 0] = LEFT_OUT
-    return Selection(keep & (split[part.owners()] >= 0), split, int((short & (counts == 1)).sum()))
+    keep &= part.of_entries(split >= 0)
+    return Selection(keep, split, int((short & (counts == 1)).sum()))
 
 
 def _sums(mask: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Number of true entries of each history, int64 [U]."""
-    running = np.concatenate([[0], np.cumsum(mask)])
-    return running[offsets[1:]] - running[offsets[:-1]]
+    """Number of true entries of each history, int64 [U]; every user has entries."""
+    return np.add.reduceat(mask, offsets[:-1], dtype=np.int64) if len(mask) else np.zeros(len(offsets) - 1, np.int64)
 
 
 def target_sizes(lengths: np.ndarray, share: float) -> np.ndarray:
@@ -89,36 +90,39 @@ def targets(lengths: np.ndarray, order: np.ndarray | None, share: float) -> np.n
     return chosen
 
 
-def split_tables(part: Part, selection: Selection, rows: np.ndarray, settings: DataSettings) -> dict[str, pa.Table]:
-    """Tables of histories by split: columns user, rows and, of held-out users, target.
+def split_tables(
+    part: Part, selection: Selection, rows: np.ndarray, settings: DataSettings
+) -> Iterator[tuple[str, pa.Table]]:
+    """(split, table of its histories), one after the other: columns user, rows and, of held-out users, target.
 
     Args:
         part: the histories.
         selection: of the same part.
-        rows: int64 [I], the row of each of the part's items; those kept have one.
+        rows: int32 [I], the row of each of the part's items; those kept have one.
         settings: `split`, and whether there are timestamps.
     """
-    return {
-        name: _table(part, selection, rows, settings, index)
-        for index, name in enumerate(SPLITS)
-        if (selection.split == index).any()
-    }
+    for index, name in enumerate(SPLITS):
+        if (selection.split == index).any():
+            yield name, _table(part, selection, rows, settings, index)
 
 
 def _table(part: Part, selection: Selection, rows: np.ndarray, settings: DataSettings, index: int) -> pa.Table:
-    chosen = np.flatnonzero(selection.split == index)
-    owner = part.owners()
-    entries = np.flatnonzero(selection.keep & (selection.split[owner] == index))
-    owner, codes = owner[entries].astype(np.int64), np.asarray(part.codes[entries])
-    lengths = np.bincount(owner, minlength=len(part.users))[chosen]
+    of_split = selection.split == index
+    chosen = np.flatnonzero(of_split)
+    entries = selection.keep & part.of_entries(of_split)
+    codes = part.codes[entries]
+    lengths = _sums(entries, part.offsets)[chosen]
+    del entries
     if settings.columns.timestamp is None:
-        order = np.argsort(owner * (int(rows.max()) + 1) + rows[codes])
-        owner, codes = owner[order], codes[order]
+        key = np.repeat(np.arange(len(chosen)) * (int(rows.max()) + 1), lengths)
+        key += rows[codes]
+        codes = codes[np.argsort(key)]
+        del key
     columns: dict[str, Any] = {"user": plain_ids(part.users.take(pa.array(chosen)))}
     if index == 0:
         columns["rows"] = _lists(rows[codes], lengths)
         return pa.table(columns)
-    target_order = _target_order(part, owner, codes, settings.split)
+    target_order = _target_order(part, np.repeat(chosen, lengths), codes, settings.split)
     target = targets(lengths, target_order, settings.split.target)
     sizes = target_sizes(lengths, settings.split.target)
     columns["rows"] = _lists(rows[codes[~target]], lengths - sizes)
@@ -162,7 +166,9 @@ class HistoryWriter:
         full = table.num_rows // self._size * self._size
         for first in range(0, full, self._size):
             self._write(table.slice(first, self._size))
-        self._pending = table.slice(full) if table.num_rows > full else None
+        # a copy: a view would hold the whole table while the next part is worked on
+        rest = pa.array(np.arange(full, table.num_rows))
+        self._pending = table.take(rest).combine_chunks() if len(rest) else None
 
     def _write(self, group: pa.Table) -> None:
         if self._writer is None:

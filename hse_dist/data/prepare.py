@@ -8,8 +8,8 @@ appear together by one rename. Four rounds of independent tasks, each over files
 3. count: ranges → users with enough items, splits, counts of training users; (then: the vocabulary)
 4. write: buckets → Parquet.
 
-A task holds about `data.memory_mb`; the driver holds arrays of the size of the catalogue. What is written follows from
-the set of interactions and the settings, not from tasks, memory or the order of files.
+A task takes at most `data.memory_mb`, and says what it took; the driver holds arrays of the size of the catalogue. What
+is written follows from the set of interactions and the settings, not from tasks, memory or the order of files.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ from hse_dist.config import Config, DataSettings
 from hse_dist.data import catalog, synthetic
 from hse_dist.data.histories import SPLITS
 from hse_dist.data.prepared import Prepared
+from hse_dist.data.progress import Progress
 from hse_dist.data.rounds import (
     PartTask,
     count_part,
     group_part,
-    item_counts,
-    save_ids,
     spill_fragment,
     writable,
     write_bucket,
@@ -41,7 +40,7 @@ from hse_dist.data.rounds import (
 from hse_dist.data.schema import Fragment, LogSchema, plan
 from hse_dist.data.shuffle import SpillTask, count_parts
 from hse_dist.data.source import find_files
-from hse_dist.data.vocabulary import assign_rows, merge_counts, write_vocabulary
+from hse_dist.data.vocabulary import assign_rows, item_counts, merge_counts, write_ids, write_vocabulary
 from hse_dist.errors import DataError
 from hse_dist.files import new_folder, read_json, write_json
 from hse_dist.tasks import map_tasks
@@ -50,6 +49,10 @@ VERSION = 2
 CATALOG = "catalog:"
 NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream"}
 """Settings that do not change what is written."""
+STAGES = {"spill": 0.35, "group": 0.42, "count": 0.08, "write": 0.15}
+"""Share of time that each round takes (measured: 20 million integer interactions, two tasks)."""
+MADE_UP = {"synthetic log": 0.4}
+"""The same of the round before them that makes a log up, beside their sum of 1."""
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,8 @@ def prepare(config: Config) -> dict[str, Any]:
 
     Returns:
         folder, users (by split), items, interactions, left_out (held-out users of one item), read (interactions read,
-        after `min_rating`), seconds and interactions_per_second (of those read).
+        after `min_rating`), seconds and interactions_per_second (of those read), task_memory_mb (the largest peak of
+        a task, MiB; None where the system does not tell).
 
     Raises:
         DataError: the log cannot be used (see `source`, `schema`, `reader`), nothing is left of it, or the folder
@@ -78,16 +82,19 @@ def prepare(config: Config) -> dict[str, Any]:
     with writable(settings), new_folder(folder) as temporary:
         work = temporary / "work"
         work.mkdir()
-        manifest, read = _Preparation(settings, temporary, work).run()
+        preparation = _Preparation(settings, temporary, work)
+        manifest, read = preparation.run()
         shutil.rmtree(work)
         write_json(temporary / "manifest.json", manifest)
     seconds = time.perf_counter() - started
+    peak = preparation.report(read, seconds)
     return {
         "folder": settings.folder,
         **{key: manifest[key] for key in ("users", "items", "interactions", "left_out")},
         "read": read,
         "seconds": round(seconds, 3),
         "interactions_per_second": round(read / seconds),
+        "task_memory_mb": peak,
     }
 
 
@@ -145,8 +152,11 @@ class _Preparation:
 
     def __init__(self, settings: DataSettings, folder: Path, work: Path) -> None:
         self.settings, self.folder, self.work = settings, folder, work
+        self.progress = Progress(work / "progress", {**(MADE_UP if settings.synthetic is not None else {}), **STAGES})
+        self.peaks: dict[str, list[int]] = {}
         self.schema: LogSchema
         self.spills: tuple[str, ...] = ()
+        self.rows = np.zeros(0, np.int64)
         self.parts = self.items = 0
 
     def run(self) -> tuple[dict[str, Any], int]:
@@ -177,29 +187,53 @@ class _Preparation:
         }
         return manifest, read
 
+    def report(self, read: int, seconds: float) -> float | None:
+        """Log the totals; the largest peak of a task in MiB, with a warning where it was more than the setting."""
+        log.info("prepare: %s interactions in %.1f s, %s a second", f"{read:,}", seconds, f"{read / seconds:,.0f}")
+        peaks = {stage: round(max(found) / 2**20, 1) for stage, found in self.peaks.items() if found}
+        if not peaks:
+            return None
+        stage, limit = max(peaks, key=lambda name: peaks[name]), self.settings.memory_mb
+        if peaks[stage] <= limit:
+            log.info("prepare: no task took more than %.0f MiB (data.memory_mb = %d)", peaks[stage], limit)
+        else:
+            log.warning(
+                "prepare: a %s task took %.0f MiB, more than data.memory_mb = %d. One user's interactions, one page of "
+                "a Parquet file and one line of text cannot be divided.",
+                stage,
+                peaks[stage],
+                limit,
+            )
+        return peaks[stage]
+
     def _spill(self) -> int:
         settings, fragments, spills = self.settings, self._fragments(), self.work / "spills"
         self.parts = count_parts(fragments, self.schema, settings)
         spills.mkdir()
-        tasks = [
-            SpillTask(index, fragment, self.schema, settings, self.parts, str(spills))
-            for index, fragment in enumerate(fragments)
-        ]
-        log.info("spill: %d fragments into %d parts", len(fragments), self.parts)
-        results = map_tasks(spill_fragment, tasks, at_a_time=settings.tasks, label="prepare spill")
-        read = sum(count for _, count in results)
+        log.info("prepare: %d fragments of the log into %d parts", len(fragments), self.parts)
+        with self.progress.stage("spill", [fragment.rows for fragment in fragments]) as meter:
+            tasks = [
+                SpillTask(index, fragment, self.schema, settings, self.parts, str(spills), meter(index))
+                for index, fragment in enumerate(fragments)
+            ]
+            results = map_tasks(spill_fragment, tasks, at_a_time=settings.tasks, label="prepare spill")
+        self._note("spill", [peak for _, peak in results])
+        self.rows = sum((spilt.rows for spilt, _ in results), np.zeros(self.parts, np.int64))
+        read = int(self.rows.sum())
         if not read:
             least = settings.min_rating
             cause = f"data.min_rating = {least} leaves nothing of it." if least is not None else ""
             raise DataError("The log has no interactions.", cause=cause, setting="data.source", value=settings.source)
-        self.spills = tuple(path for paths, _ in results for path in paths)
+        self.spills = tuple(path for spilt, _ in results for path in spilt.files)
         return read
 
     def _fragments(self) -> list[Fragment]:
         settings, source = self.settings, self.settings.source
         if settings.synthetic is not None:
             made = self.work / "synthetic"
-            synthetic.write(settings.synthetic, settings.columns, made, tasks=settings.tasks)
+            with self.progress.stage("synthetic log", [1.0] * synthetic.count_blocks(settings.synthetic)) as meter:
+                peaks = synthetic.write(settings.synthetic, settings.columns, made, tasks=settings.tasks, meter=meter)
+            self._note("synthetic log", peaks)
             files = find_files(str(made))
         elif source.startswith(CATALOG):
             files = find_files(str(catalog.fetch(source.removeprefix(CATALOG))))
@@ -210,14 +244,23 @@ class _Preparation:
 
     def _map(
         self,
-        function: Callable[[PartTask], Any],
+        function: Callable[[PartTask], tuple[Any, int | None]],
         parts: Sequence[tuple[int, ...]],
-        label: str,
+        stage: str,
         spills: tuple[str, ...] = (),
     ) -> list[Any]:
-        log.info("%s: %d tasks", label, len(parts))
-        tasks = [PartTask(self.settings, self.schema, p, spills, str(self.work), str(self.folder)) for p in parts]
-        return map_tasks(function, tasks, at_a_time=self.settings.tasks, label=f"prepare {label}")
+        folders = str(self.work), str(self.folder)
+        with self.progress.stage(stage, [float(self.rows[list(own)].sum()) for own in parts]) as meter:
+            tasks = [
+                PartTask(self.settings, self.schema, own, spills, *folders, meter(index))
+                for index, own in enumerate(parts)
+            ]
+            results = map_tasks(function, tasks, at_a_time=self.settings.tasks, label=f"prepare {stage}")
+        self._note(stage, [peak for _, peak in results])
+        return [result for result, _ in results]
+
+    def _note(self, stage: str, peaks: Sequence[int | None]) -> None:
+        self.peaks[stage] = [peak for peak in peaks if peak is not None]
 
     def _merge_items(self) -> pa.Array:
         """Items with enough users, sorted; also written for the tasks."""
@@ -228,7 +271,7 @@ class _Preparation:
             raise DataError(
                 f"None of the {merged.num_rows} items has enough users.", setting="data.min_item_count", value=least
             )
-        save_ids(kept, self.work / "items.arrow")
+        write_ids(self.work / "items.arrow", kept)
         return kept
 
     def _check_users(self, users: dict[str, int]) -> None:

@@ -2,12 +2,13 @@
 
 In: a `Fragment`. Out: record batches with the columns of `LogSchema.arrow()`: ids without nulls as int64 or
 large_string, the timestamp as int64 (microseconds where the log has dates) or float64. Ratings are used to filter and
-then left out. Batches are small, so that memory does not depend on the file.
+then left out. Batches are small and a Parquet row group is read page by page, so that memory depends neither on the
+file nor on its row groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -15,39 +16,51 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hse_dist.config import ColumnNames
-from hse_dist.data.formats import open_text
+from hse_dist.data.formats import block_bytes, open_text
 from hse_dist.data.schema import Fragment, LogSchema
 from hse_dist.errors import DataError
 
-BATCH_ROWS = 1 << 17
+BATCH_ROWS = 1 << 16
 
 
 def read(
-    fragment: Fragment, schema: LogSchema, columns: ColumnNames, min_rating: float | None
+    fragment: Fragment,
+    schema: LogSchema,
+    columns: ColumnNames,
+    min_rating: float | None,
+    *,
+    memory: int = 1 << 30,
+    seen: Callable[[float], None] = lambda share: None,
 ) -> Iterator[pa.RecordBatch]:
     """Normalised batches of a fragment.
+
+    Args:
+        memory: bytes, of which a quarter may be text that is parsed ahead.
+        seen: is told the share of the fragment that has been read before each batch is handed out.
 
     Raises:
         DataError: a damaged file, a value of another type than the column's, null ids or timestamps.
     """
     target = schema.arrow()
-    batches = _raw(fragment, _needed(fragment, target, min_rating))
+    batches = _raw(fragment, _needed(fragment, target, min_rating), memory)
     while True:
         try:
-            batch = next(batches, None)
+            found = next(batches, None)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{fragment.file.name} cannot be read: {error}.",
                 cause="It may be damaged, or a column may change its type further down (see data.ids).",
                 setting="data.source",
             ) from None
-        if batch is None:
+        if found is None:
             return
+        batch, share = found
         normal = [_normal(batch, fragment, field, getattr(columns, field.name)) for field in target]
         result = pa.RecordBatch.from_arrays(normal, schema=target)
         if min_rating is not None:
             result = result.filter(pc.greater_equal(_rating(batch, fragment, columns.rating or ""), min_rating))
         if result.num_rows:
+            seen(share)
             yield result
 
 
@@ -56,16 +69,24 @@ def _needed(fragment: Fragment, target: pa.Schema, min_rating: float | None) -> 
     return [fragment.names[role] for role in roles if role in fragment.names]
 
 
-def _raw(fragment: Fragment, names: list[str]) -> Iterator[pa.RecordBatch]:
+def _raw(fragment: Fragment, names: list[str], memory: int) -> Iterator[tuple[pa.RecordBatch, float]]:
     if fragment.row_groups is not None:
         with fragment.file.open() as opened:
             # without pre-buffering a row group is read page by page, however large it is
             parquet = pq.ParquetFile(opened, pre_buffer=False, buffer_size=1 << 20)
-            yield from parquet.iter_batches(BATCH_ROWS, list(fragment.row_groups), names, use_threads=False)
+            rows = 0
+            for batch in parquet.iter_batches(BATCH_ROWS, list(fragment.row_groups), names, use_threads=False):
+                rows += batch.num_rows
+                yield batch, rows / fragment.rows
         return
-    types = {fragment.names[role]: fragment.types[role] for role in fragment.names}
-    with fragment.file.stream() as stream, open_text(fragment.file.format, stream, types) as reader:
-        yield from reader
+    types, file = {fragment.names[role]: fragment.types[role] for role in fragment.names}, fragment.file
+    with (
+        file.open() as opened,
+        file.stream(opened) as stream,
+        open_text(file.format, stream, types, block_bytes(memory)) as reader,
+    ):
+        for batch in reader:
+            yield batch, min(1.0, opened.tell() / max(file.size, 1))
 
 
 def _column(batch: pa.RecordBatch, fragment: Fragment, role: str, column: str) -> pa.Array:

@@ -1,7 +1,7 @@
 """The tasks of `prepare`: what each of its four rounds does to one piece.
 
 In: picklable descriptions of a piece. Out: files in the work folder, and small numbers to the driver. A task reads what
-the round before wrote and shares nothing with its neighbours.
+the round before wrote and shares nothing with its neighbours. Each gives its peak of memory beside its result.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ import pyarrow as pa
 from hse_dist.config import DataSettings
 from hse_dist.data.grouping import Part, group
 from hse_dist.data.histories import SPLITS, HistoryWriter, select, split_tables
+from hse_dist.data.progress import Meter
 from hse_dist.data.schema import LogSchema
-from hse_dist.data.shuffle import SpillTask, gather, spill
-from hse_dist.data.vocabulary import positions
+from hse_dist.data.shuffle import Spills, SpillTask, Spilt, spill
+from hse_dist.data.task_memory import measured
+from hse_dist.data.vocabulary import positions, take_rows
 from hse_dist.errors import DataError
+
+BEFORE = {"user": 0.0, "item": 0.15, "timestamp": 0.35}
+"""Share of a grouping's time that is over when a column is asked for (measured)."""
 
 
 @contextmanager
@@ -45,69 +50,75 @@ class PartTask:
     spills: tuple[str, ...]
     work: str
     folder: str
+    meter: str
 
     def part(self, index: int) -> str:
         return f"{self.work}/part-{index:05d}"
 
 
-def save_ids(ids: pa.Array, path: Path) -> None:
-    """Write ids as one Arrow record batch."""
-    batch = pa.RecordBatch.from_arrays([ids], ["id"])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-
-
-def item_counts(folder: str) -> pa.Table:
-    """Columns item and count (distinct users) of a part."""
-    part = Part.load(folder)
-    counts = np.bincount(part.codes, minlength=len(part.items)).astype(np.int64)
-    return pa.table({"item": part.items, "count": counts})
-
-
-def spill_fragment(task: SpillTask) -> tuple[list[str], int]:
-    """Round 1: spill files of a fragment, and the interactions in them."""
+@measured
+def spill_fragment(task: SpillTask) -> Spilt:
+    """Round 1: spill files of a fragment."""
     with writable(task.settings):
-        return spill(task)
+        meter = Meter(task.meter)
+        spilt = spill(task, meter)
+        meter(1.0, int(spilt.rows.sum()))
+        return spilt
 
 
+@measured
 def group_part(task: PartTask) -> None:
-    """Round 2: the histories of one part."""
+    """Round 2: the histories of one part, and how many users have each of its items."""
     with writable(task.settings):
-        group(gather(task.spills, task.parts[0], task.schema)).save(task.part(task.parts[0]))
+        folder, meter = task.part(task.parts[0]), Meter(task.meter)
+        spills = Spills(task.spills, task.parts[0], task.schema)
+
+        def read(name: str) -> pa.Array:
+            meter(BEFORE[name], int(BEFORE[name] * spills.rows))
+            return spills.read(name)
+
+        part = group(read, timed=spills.timed)
+        part.save(folder)
+        np.save(f"{folder}/users-of-items.npy", part.count())
+        meter(1.0, spills.rows)
 
 
+@measured
 def count_part(task: PartTask) -> list[int]:
     """Round 3: users by split, then those left out; writes where the part's items are among all, and their counts."""
     with writable(task.settings):
-        part = Part.load(task.part(task.parts[0]))
-        with pa.memory_map(f"{task.work}/items.arrow") as source:
-            places = positions(part.items, pa.ipc.open_file(source).get_batch(0).column("id"))
+        folder = task.part(task.parts[0])
+        part = Part.load(folder)
+        places = positions(part.items, Path(task.work) / "items.arrow")
         chosen = select(part, places >= 0, task.settings)
-        train = chosen.keep & (chosen.split[part.owners()] == 0)
-        size = len(part.items)
-        np.savez(
-            f"{task.part(task.parts[0])}/counts.npz",
-            places=places,
-            train=np.bincount(part.codes[train], minlength=size),
-            used=np.bincount(part.codes[chosen.keep], minlength=size) > 0,
-        )
+        train = part.count(chosen.keep & part.of_entries(chosen.split == 0))
+        np.savez(f"{folder}/counts.npz", places=places, train=train, used=part.count(chosen.keep) > 0)
+        Meter(task.meter)(1.0, len(part.codes))
         return [int((chosen.split == index).sum()) for index in range(len(SPLITS))] + [chosen.short]
 
 
+@measured
 def write_bucket(task: PartTask) -> dict[str, Any]:
     """Round 4: entries of the manifest by split, of the bucket whose parts the task names."""
-    settings = task.settings
+    settings, meter = task.settings, Meter(task.meter)
     with writable(settings):
-        bucket = task.parts[0] // len(task.parts)
+        bucket, written = task.parts[0] // len(task.parts), 0
         group_size = settings.users_per_row_group
         writers = {split: HistoryWriter(Path(task.folder), split, bucket, group_size) for split in SPLITS}
-        all_rows = np.load(f"{task.work}/rows.npy", mmap_mode="r")
-        for index in task.parts:
-            part = Part.load(task.part(index))
-            with np.load(f"{task.part(index)}/counts.npz") as counts:
-                places = counts["places"]
-            rows = np.where(places >= 0, all_rows[places], -1)
-            for split, table in split_tables(part, select(part, places >= 0, settings), rows, settings).items():
-                writers[split].write(table)
+        for done, index in enumerate(task.parts, 1):
+            written += _write_part(task, index, writers)
+            meter(done / len(task.parts), written)
         entries = {split: writer.close() for split, writer in writers.items()}
         return {split: entry for split, entry in entries.items() if entry is not None}
+
+
+def _write_part(task: PartTask, index: int, writers: dict[str, HistoryWriter]) -> int:
+    """Append the users of a part; how many interactions it has."""
+    part = Part.load(task.part(index))
+    with np.load(f"{task.part(index)}/counts.npz") as counts:
+        places = counts["places"]
+    rows = take_rows(Path(task.work) / "rows.npy", places)
+    chosen = select(part, places >= 0, task.settings)
+    for split, table in split_tables(part, chosen, rows, task.settings):
+        writers[split].write(table)
+    return len(part.codes)

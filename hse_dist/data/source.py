@@ -30,7 +30,7 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
 }
-COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 WILD = re.compile(r"[*?\[]")
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -58,21 +58,24 @@ class LogFile:
 
     @property
     def compressed(self) -> bool:
-        return self.path.endswith(COMPRESSIONS)
+        return self.path.endswith(tuple(COMPRESSIONS))
 
     def open(self) -> Any:
-        """The file for random access. Raises DataError when it cannot be opened."""
-        return self._open("open_input_file")
-
-    def stream(self) -> Any:
-        """The file for reading from front to back, decompressed by its ending. Raises DataError."""
-        return self._open("open_input_stream")
-
-    def _open(self, method: str) -> Any:
+        """The file for random access, as it is stored. Raises DataError when it cannot be opened."""
         try:
-            return getattr(_filesystem(self.root), method)(self.path)
+            return _filesystem(self.root).open_input_file(self.path)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"The file {self.name} cannot be opened: {error}.", setting="data.source") from None
+
+    def stream(self, opened: Any = None) -> Any:
+        """The file for reading from front to back, decompressed by its ending. Raises DataError.
+
+        Args:
+            opened: what `open` gave, so that the caller sees how far it has been read.
+        """
+        opened = self.open() if opened is None else opened
+        compression = COMPRESSIONS.get(os.path.splitext(self.path)[1])
+        return opened if compression is None else pa.CompressedInputStream(opened, compression)
 
 
 def expand(source: str) -> str:

@@ -11,7 +11,7 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -21,9 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hse_dist.config import ColumnNames, SyntheticSettings
+from hse_dist.data.progress import Meter
+from hse_dist.data.task_memory import measured
 from hse_dist.tasks import map_tasks
 
 BLOCK_USERS = 50_000
+PIECE = 1 << 17
+"""Interactions made at a time: a task of `prepare` has little memory."""
 CLUSTER_ITEMS = 100
 """Items a cluster, about."""
 TASTES = 3
@@ -41,36 +45,56 @@ class _Block:
     columns: ColumnNames
     folder: str
     index: int
+    meter: str
 
 
-def write(settings: SyntheticSettings, columns: ColumnNames, folder: Path, *, tasks: int) -> None:
+def write(
+    settings: SyntheticSettings,
+    columns: ColumnNames,
+    folder: Path,
+    *,
+    tasks: int,
+    meter: Callable[[int], str] = lambda _: "",
+) -> list[int | None]:
     """Write the log as one Parquet file a block of users: user and item (int64) and timestamp (int64, seconds).
 
     `mean_history` is the mean before duplicates are merged.
+
+    Args:
+        meter: gives the path where a task notes how far it is.
+
+    Returns:
+        Peak of memory of each task, bytes, where the system tells.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    blocks = range(-(-settings.users // BLOCK_USERS))
-    map_tasks(
-        _write_block,
-        [_Block(settings, columns, str(folder), index) for index in blocks],
-        at_a_time=tasks,
-        label="synthetic log",
-    )
+    blocks = [_Block(settings, columns, str(folder), index, meter(index)) for index in range(count_blocks(settings))]
+    return [peak for _, peak in map_tasks(_write_block, blocks, at_a_time=tasks, label="synthetic log")]
 
 
+def count_blocks(settings: SyntheticSettings) -> int:
+    """Files, and so tasks, of a log."""
+    return -(-settings.users // BLOCK_USERS)
+
+
+@measured
 def _write_block(block: _Block) -> None:
     names = [block.columns.user, block.columns.item, block.columns.timestamp or "timestamp"]
     schema = pa.schema([(name, pa.int64()) for name in names])
+    first = block.index * BLOCK_USERS
+    users = min(BLOCK_USERS, block.settings.users - first)
+    meter, written = Meter(block.meter), 0
     with pq.ParquetWriter(f"{block.folder}/part-{block.index:05d}.parquet", schema, compression="zstd") as writer:
         for columns in interactions(block.settings, block.index):
             writer.write_table(pa.table([pa.array(column) for column in columns], schema=schema))
+            written += len(columns[0])
+            meter((int(columns[0][-1]) + 1 - first) / users, written)
 
 
 def interactions(settings: SyntheticSettings, block: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(users, items, timestamps), int64 arrays, of a block of users in pieces of at most about a million."""
+    """(users, items, timestamps), int64 arrays, of a block of users, in pieces of about `PIECE`."""
     rng = np.random.default_rng([settings.seed, block])
     first, last = block * BLOCK_USERS, min((block + 1) * BLOCK_USERS, settings.users)
-    step = max(1, 1_000_000 // settings.mean_history)
+    step = max(1, PIECE // settings.mean_history)
     for start in range(first, last, step):
         users = np.arange(start, min(start + step, last))
         # geometric lengths: many short histories, few long ones

@@ -16,6 +16,17 @@ import pyarrow.parquet as pq
 
 MERGE_ROWS = 4_000_000
 """Rows of (item, count) gathered before they are merged."""
+BLOCK_IDS = 1 << 16
+"""Ids of the catalogue that a task holds at a time."""
+MAPPED_ROWS = 1 << 20
+"""Rows of the catalogue that a task maps at a time."""
+
+
+def item_counts(folder: str) -> pa.Table:
+    """Columns item and count (distinct users) of a part's folder."""
+    with pa.OSFile(f"{folder}/items.arrow") as source:
+        items = pa.ipc.open_file(source).get_batch(0).column("id")
+    return pa.table({"item": items, "count": np.load(f"{folder}/users-of-items.npy")})
 
 
 def merge_counts(parts: Iterable[pa.Table]) -> pa.Table:
@@ -34,19 +45,82 @@ def _sum(tables: list[pa.Table]) -> pa.Table:
     return summed.rename_columns({"count_sum": "count"})
 
 
-def positions(ids: pa.Array, among: pa.Array) -> np.ndarray:
-    """Position of each id in `among` (sorted), −1 where it is not there; int64 [len(ids)]."""
-    if pa.types.is_integer(ids.type):
-        known, wanted = among.to_numpy(), ids.to_numpy()
-        if not len(known):
-            return np.full(len(wanted), -1)
-        found = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-        return np.where(known[found] == wanted, found, -1)
-    return pc.fill_null(pc.index_in(ids, value_set=among), -1).to_numpy().astype(np.int64)
+def write_ids(path: Path, ids: pa.Array) -> None:
+    """Write sorted ids as an Arrow file with a record batch every `BLOCK_IDS`."""
+    schema = pa.schema([("id", ids.type)])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for first in range(0, len(ids), BLOCK_IDS):
+            writer.write_batch(pa.RecordBatch.from_arrays([ids.slice(first, BLOCK_IDS)], schema=schema))
+
+
+def positions(ids: pa.Array, path: Path) -> np.ndarray:
+    """Position of each id among those of `write_ids`, −1 where it is not there.
+
+    Both are sorted, so they are walked through together, and memory holds a block of the catalogue at a time.
+
+    Args:
+        ids: sorted and distinct [n].
+        path: of the file.
+
+    Returns:
+        int32 [n].
+    """
+    found = np.full(len(ids), -1, np.int32)
+    first, ids = 0, _bytes(ids)
+    with pa.OSFile(str(path)) as source:
+        reader = pa.ipc.open_file(source)
+        for index in range(reader.num_record_batches):
+            block = _bytes(reader.get_batch(index).column("id"))
+            last = _rank(ids, block[-1].as_py(), first)
+            if last > first:
+                found[first:last] = _inside(ids.slice(first, last - first), block, index * BLOCK_IDS)
+            first = last
+    return found
+
+
+def _bytes(ids: pa.Array) -> pa.Array:
+    """Strings as bytes, by which Arrow sorts them; integers as they are."""
+    return ids.view(pa.large_binary()) if pa.types.is_large_string(ids.type) else ids
+
+
+def _rank(ids: pa.Array, value: int | bytes, low: int) -> int:
+    """How many of the sorted ids are at most `value`; at least `low` of them are."""
+    high = len(ids)
+    while low < high:
+        middle = (low + high) // 2
+        if ids[middle].as_py() <= value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _inside(ids: pa.Array, block: pa.Array, start: int) -> np.ndarray:
+    """Position of each id in a block of the catalogue that begins at `start`, −1 where it is not there."""
+    # a search, since a hash table of the block would take 17 times as long; no id is greater than the block's last
+    places = pc.search_sorted(block, ids)
+    same = pc.equal(block.take(places), ids).to_numpy(zero_copy_only=False)
+    return np.where(same, places.to_numpy().astype(np.int64) + start, -1)
+
+
+def take_rows(path: Path, places: np.ndarray) -> np.ndarray:
+    """The rows (a .npy file, int32 [items]) at rising places, −1 where the place is −1; int32 [n].
+
+    The file is mapped a piece at a time: each process would hold all of it otherwise.
+    """
+    rows = np.full(len(places), -1, np.int32)
+    known = np.flatnonzero(places >= 0)
+    wanted = places[known]
+    first = 0
+    while first < len(known):
+        last = int(np.searchsorted(wanted, wanted[first] + MAPPED_ROWS))
+        rows[known[first:last]] = np.load(path, mmap_mode="r")[wanted[first:last]]
+        first = last
+    return rows
 
 
 def assign_rows(train_counts: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Row of each item, −1 for items that no user kept; int64 [items].
+    """Row of each item, −1 for items that no user kept; int32 [items].
 
     Args:
         train_counts: int64 [items], interactions by training users; items sorted by id.
@@ -55,7 +129,7 @@ def assign_rows(train_counts: np.ndarray, used: np.ndarray) -> np.ndarray:
     # stable, so that ties keep the order of the ids
     order = np.argsort(-train_counts, kind="stable")
     order = order[used[order]]
-    rows = np.full(len(train_counts), -1, np.int64)
+    rows = np.full(len(train_counts), -1, np.int32)
     rows[order] = np.arange(len(order))
     return rows
 

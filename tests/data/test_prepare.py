@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -146,10 +147,19 @@ def test_like_the_slow_reference(
     assert summary["interactions"] == entries and summary["read"] == len(log)
 
 
+@pytest.mark.parametrize("strings", [False, True])
 def test_the_same_bytes_whatever_the_tasks_memory_and_order_of_files(
-    tmp_path: Path, make_config: Any, write_log: Any, random_log: Any, digest: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    make_config: Any,
+    write_log: Any,
+    random_log: Any,
+    digest: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    strings: bool,
 ) -> None:
     log = random_log(300, 60, 4000)
+    if strings:
+        log.update({name: [f"{name} é{value}" for value in log[name]] for name in ("user_id", "item_id")})
     columns = {"timestamp": "timestamp"}
     write_log(tmp_path / "whole" / "log.parquet", log)
     for piece in range(3):
@@ -161,17 +171,22 @@ def test_the_same_bytes_whatever_the_tasks_memory_and_order_of_files(
     assert len(expected) == 1 + 1 + 3 * 4
     prepare(whole)
     assert digest(tmp_path / "one") == expected
-    # so little memory that buckets are worked on in parts and fragments spill more than once
+    # so little that buckets are worked on in parts, fragments spill more than once, and the catalogue comes in blocks
     monkeypatch.setattr(shuffle, "ROW_BYTES", {True: 10_000, False: 10_000})
+    monkeypatch.setattr(shuffle, "TAKE_ROWS", 90)
     monkeypatch.setattr("hse_dist.data.reader.BATCH_ROWS", 100)
-    monkeypatch.setattr(shuffle, "memory_bytes", lambda _: 3_000_000)
     monkeypatch.setattr("hse_dist.data.schema.FRAGMENT_BYTES", 1000)
-    settings = {"columns": columns, "buckets": 4, "users_per_row_group": 16, "tasks": 3, "memory_mb": 1}
-    prepare(make_config(tmp_path / "two", tmp_path / "pieces", **settings))
-    other = digest(tmp_path / "two")
-    assert {name: other[name] for name in other if name != "manifest.json"} == {
-        name: expected[name] for name in expected if name != "manifest.json"
-    }
+    monkeypatch.setattr("hse_dist.data.grouping.COUNTED", 50)
+    monkeypatch.setattr("hse_dist.data.vocabulary.BLOCK_IDS", 7)
+    monkeypatch.setattr("hse_dist.data.vocabulary.MAPPED_ROWS", 9)
+    settings = {"columns": columns, "buckets": 4, "users_per_row_group": 16, "tasks": 3}
+    for memory in (1, 5, 64):
+        prepare(make_config(tmp_path / "two", tmp_path / "pieces", memory_mb=memory, **settings))
+        other = digest(tmp_path / "two")
+        shutil.rmtree(tmp_path / "two")
+        assert {name: other[name] for name in other if name != "manifest.json"} == {
+            name: expected[name] for name in expected if name != "manifest.json"
+        }
 
 
 def test_parts_and_spills_follow_the_memory(
@@ -181,16 +196,18 @@ def test_parts_and_spills_follow_the_memory(
     write_log(tmp_path / "log.parquet", random_log(2000, 100, 30_000))
     data = make_config(tmp_path / "x", tmp_path / "log.parquet", memory_mb=1, buckets=2).data
     schema, fragments = plan(find_files(data.source), data)
-    assert shuffle.count_parts(fragments, schema, data) == 2 * -(-30_000 * 160 // (2 << 20))
+    assert shuffle.count_parts(fragments, schema, data) == 2 * -(-30_000 * 288 // (2 << 18))
     (tmp_path / "spills").mkdir()
     files, rows = [], 0
     for index, fragment in enumerate(fragments):
         task = shuffle.SpillTask(index, fragment, schema, data, 6, str(tmp_path / "spills"))
-        paths, count = shuffle.spill(task)
-        files, rows = files + paths, rows + count
-    assert rows == 30_000 and len(files) > len(fragments)
-    held = [shuffle.gather(files, part, schema).column("user").to_numpy() for part in range(6)]
-    assert sum(map(len, held)) == 30_000
+        shares: list[float] = []
+        spilt = shuffle.spill(task, lambda share, _, shares=shares: shares.append(share))
+        files, rows = files + spilt.files, rows + spilt.rows
+        assert shares == sorted(shares) and shares[-1] == 1.0
+    assert rows.sum() == 30_000 and len(files) > len(fragments)
+    held = [shuffle.Spills(files, part, schema).read("user").to_numpy() for part in range(6)]
+    assert [len(users) for users in held] == rows.tolist()
     for part, users in enumerate(held):
         assert (bucket_of(hash_ids(pa.array(users), BUCKET_SEED), 6) == part).all()
 
