@@ -200,7 +200,7 @@ def _report(rates: dict[str, list[float]], shape: dict[str, int], loaded: float)
             y_label="users a second (log)",
             x_label="",
             series={"users a second": [values["median"] for values in found.values()]},
-            x=[name.replace(", ", ",\n").replace(" (", "\n(") for name in found],
+            x=[name.replace(", ", ",\n").replace(" (", "\n(").replace(" CSR", "\nCSR") for name in found],
             kind="bars",
             log_y=True,
         ),

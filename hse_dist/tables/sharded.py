@@ -147,6 +147,10 @@ class PackedTable(ShardedTable):
             payload += _remote_bytes(rows, mine, GAIN_WIDTH, weights=1)
         return payload
 
+    def local_columns(self) -> Tensor:
+        """This rank's shard of the columns: float32 [chunks, w], `dims` in free slots."""
+        return self._local("columns")
+
     def live_entries(self) -> int:
         """Live entries of the whole table."""
         live = (self._local("columns") < self.dims).sum()
