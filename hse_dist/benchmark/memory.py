@@ -256,7 +256,13 @@ def _report(
         notes.append(f"{1e-9 * most:.2f} GB in the stage '{stage}' are over the target of {1e-9 * TARGET_BYTES:.0f} GB")
     return Report(
         kind="memory",
-        figures={"resident_bytes": most, "rows": shape["rows"], "table_bytes": table, "dense_bytes": dense},
+        figures={
+            "resident_bytes": most,
+            "rows": shape["rows"],
+            "table_bytes": table,
+            "dense_bytes": dense,
+            "grown": journal["grown"],
+        },
         rows=[{"stage": stage, "resident, GB": 1e-9 * highest[stage], "seconds": seconds[stage]} for stage in highest],
         shape=dict(shape),
         notes=notes,
