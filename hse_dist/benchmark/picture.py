@@ -19,6 +19,8 @@ SIZE = (8.0, 4.8)
 GROUP = 0.8
 """What part of the distance between two places on the axis their bars take."""
 LEGEND_COLUMNS = 4
+LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+"""What is behind a bar's number: it hides the line of the target, not the number."""
 MOST_TICKS = 10
 """Measured numbers that stand on the axis themselves; more would overlap."""
 
@@ -57,7 +59,7 @@ def _bars(axes: Axes, chart: Chart) -> list[Any]:
     for place, (name, heights) in enumerate(chart.series.items()):
         left = [index + (place - (len(chart.series) - 1) / 2) * width for index in range(len(chart.x))]
         bars = axes.bar(left, heights, width * 0.92, label=name)
-        axes.bar_label(bars, [as_text(float(height)) for height in heights], padding=2, fontsize=8)
+        axes.bar_label(bars, [as_text(float(height)) for height in heights], padding=2, fontsize=8, bbox=LABEL)
         shown.append(bars)
     axes.set_xticks(range(len(chart.x)), [_place(x) for x in chart.x])
     axes.margins(y=0.12)

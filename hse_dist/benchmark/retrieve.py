@@ -37,6 +37,7 @@ FEW = 8
 BLOCK_ROWS = 65_536
 
 Histories = tuple[np.ndarray, np.ndarray]
+Rates = dict[str, list[float]]
 
 
 def benchmark_retrieve(
@@ -68,9 +69,9 @@ def benchmark_retrieve(
         ours = Recommender.load(folder, threads)
         loaded = time.perf_counter() - began
         ways = _ways(ours, folder, asked, shape, threads)
-        rates = _take_turns(ways, repeats)
+        found = _take_turns(ways, repeats)
     shape |= {"repeats": repeats, "threads": threads}
-    return _report(rates, shape, loaded)
+    return _report(*found, shape, loaded)
 
 
 def make_histories(items: int, users: int, mean: int) -> Histories:
@@ -117,7 +118,7 @@ def _ways(
     return {
         "packed": (lambda: ours.recommend_rows(offsets, rows, top), users),
         f"dense, D = {narrow} (same bytes)": (_dense(items, narrow, users, top), users),
-        f"dense, D = {narrow}, product alone": (_dense(items, narrow, users, None), users),
+        f"dense, D = {narrow}, product alone": (_dense(items, narrow, DENSE_USERS, None), DENSE_USERS),
         # a slice of the items: the whole takes as many times longer
         f"dense, D = {wide} (estimated)": (_dense(part, wide, DENSE_USERS, top), DENSE_USERS * part / items),
         "packed, without kernels": (lambda: plain.recommend_rows(*few, top), min(FEW, users)),
@@ -157,26 +158,31 @@ def _scipy(matrix: sp.csr_matrix, offsets: np.ndarray, rows: np.ndarray, top: in
     return np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1), 1)
 
 
-def _take_turns(ways: dict[str, tuple[Callable[[], Any], float]], repeats: int) -> dict[str, list[float]]:
-    """Users a second of each, after a first round that does not count."""
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+def _take_turns(ways: dict[str, tuple[Callable[[], Any], float]], repeats: int) -> tuple[Rates, Rates]:
+    """Users a second, and a second of a core's time, of each; after a first round that does not count."""
+    rates: Rates = {name: [] for name in ways}
+    core_rates: Rates = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, (run, users) in ways.items():
-            began = time.perf_counter()
+            began, core_began = time.perf_counter(), time.process_time()
             run()
             if turn:
                 rates[name].append(users / (time.perf_counter() - began))
-    return rates
+                core_rates[name].append(users / (time.process_time() - core_began))
+    return rates, core_rates
 
 
-def _report(rates: dict[str, list[float]], shape: dict[str, int], loaded: float) -> Report:
+def _report(rates: Rates, core_rates: Rates, shape: dict[str, int], loaded: float) -> Report:
     found = {name: spread(values) for name, values in rates.items()}
     packed, equal, alone, wide, plain, scipy_ = (values["median"] for values in found.values())
+    core = {name: spread(values)["median"] for name, values in core_rates.items()}
+    core_packed, core_equal, *_ = core.values()
     part = SLICE_BYTES // (4 * shape["dims"])
     return Report(
         kind="retrieve",
         figures={
             "speedup_vs_dense_64": packed / equal,
+            "speedup_vs_dense_64_by_core_time": core_packed / core_equal,
             "speedup_vs_dense_64_product_alone": packed / alone,
             "speedup_vs_dense_equal_dim": packed / wide,
             "speedup_vs_plain": packed / plain,
@@ -185,7 +191,12 @@ def _report(rates: dict[str, list[float]], shape: dict[str, int], loaded: float)
             "load_seconds": loaded,
         },
         rows=[
-            {"rows": name, "users a second": values, "packed is faster, times": packed / values["median"]}
+            {
+                "rows": name,
+                "users a second": values,
+                "users a core second": core[name],
+                "packed is faster, times": packed / values["median"],
+            }
             for name, values in found.items()
         ],
         shape=dict(shape),
@@ -200,7 +211,7 @@ def _report(rates: dict[str, list[float]], shape: dict[str, int], loaded: float)
             y_label="users a second (log)",
             x_label="",
             series={"users a second": [values["median"] for values in found.values()]},
-            x=[name.replace(", ", ",\n").replace(" (", "\n(") for name in found],
+            x=[name.replace(", ", ",\n").replace(" (", "\n(").replace(" CSR", "\nCSR") for name in found],
             kind="bars",
             log_y=True,
         ),

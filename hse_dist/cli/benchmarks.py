@@ -70,6 +70,20 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("steps", 4, "steps of a turn"),
         ),
     ),
+    "memory": (
+        "a table that is far too large as dense values, trained and rewired: resident memory, stage by stage",
+        (
+            Option("rows", 20_000_000, "of the table"),
+            Option("dims", 4096, "D, columns"),
+            Option("live", 32, "k, live entries a row"),
+            Option("chunk_width", 32, "w, slots a chunk: 8, 16 or 32"),
+            Option("ranks", 2, "processes, with one thread each"),
+            Option("users", 128, "B, users of a rank's batch"),
+            Option("history", 60, "mean history of a user"),
+            Option("candidates", 8192, "negatives of a rank's batch"),
+            Option("limit_gb", 12, "GB of all ranks together at which they are ended"),
+        ),
+    ),
     "retrieve": (
         "the best items of users from an export, beside dense products and SciPy's",
         (

@@ -17,7 +17,7 @@ from hse_dist.ranks import Ranks
 from hse_dist.sparsity.start import StartFolder
 from hse_dist.sparsity.start.folder import RANGE_ROWS
 from hse_dist.tables.layout import RowLayout
-from hse_dist.tables.sharded import DenseTable, OwnedRows, PackedTable
+from hse_dist.tables.sharded import DenseTable, PackedTable
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +47,27 @@ def make_table(config: Config, rows: int, start: StartFolder | None, ranks: Rank
 
 
 def fill(table: PackedTable, start: StartFolder) -> None:
-    """Write the start's entries into the rows' first slots; all other slots are free."""
-    first, last = table.row_ranges[table.ranks.rank]
-    bounds = table.layout.offsets[first : last + 1].cpu().numpy() * table.layout.width
-    offsets = bounds - bounds[0]
-    values = np.zeros(offsets[-1], dtype=np.float32)
-    columns = np.full(offsets[-1], table.dims, dtype=np.int32)
+    """Write the start's entries into the rows' first slots; all other slots are free.
+
+    Each rank reads the rows that its shard holds a part of, a range at a time, and writes straight into the shard: a
+    copy of the shard would be as large as all that it is trained with.
+    """
+    values, columns = table.local_values(), table.local_columns()
+    width, offsets = table.layout.width, table.layout.offsets.cpu().numpy()
+    shard_first, shard_last = table.ranges[table.ranks.rank]
+    first = max(int(np.searchsorted(offsets, shard_first, side="right")) - 1, 0)
+    last = int(np.searchsorted(offsets, shard_last))
     for begin in range(first, last, RANGE_ROWS):
         end = min(begin + RANGE_ROWS, last)
         row_offsets, entry_columns, entry_values = start.entries(begin, end)
-        shift = offsets[begin - first : end - first] - row_offsets[:-1]
-        slots = np.repeat(shift, np.diff(row_offsets)) + np.arange(len(entry_columns))
-        values[slots], columns[slots] = entry_values, entry_columns
-    table.put_back(OwnedRows(first, last, offsets, values, columns, table.dims))
+        base, ending = int(offsets[begin]), int(offsets[end])
+        bounds = (offsets[begin : end + 1] - base) * width
+        slots = np.repeat(bounds[:-1] - row_offsets[:-1], np.diff(row_offsets)) + np.arange(len(entry_columns))
+        # the first and the last row may lie partly in other shards
+        low, high = max(shard_first, base), min(shard_last, ending)
+        for shard, entries, free in ((values, entry_values, 0.0), (columns, entry_columns, table.dims)):
+            block = np.full(bounds[-1], free, dtype=np.float32)
+            block[slots] = entries
+            part = block.reshape(-1, width)[low - base : high - base]
+            shard[low - shard_first : high - shard_first] = torch.from_numpy(part).to(shard.device)
     release_memory()

@@ -179,6 +179,10 @@ class PackedTable(ShardedTable):
             self.module.module.wire = replace(self.module.module.wire, residuals=self.residuals)
         self.residuals.load_state_dict(state)
 
+    def local_columns(self) -> Tensor:
+        """This rank's shard of the columns: float32 [chunks, w], `dims` in free slots."""
+        return self._local("columns")
+
     def live_entries(self) -> int:
         """Live entries of the whole table."""
         live = (self._local("columns") < self.dims).sum()

@@ -1,0 +1,54 @@
+"""Each benchmark runs on a tiny shape and gives the figures that are promised; how large they are is not tested."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+
+from hse_dist.benchmark.report import Report, finish
+from hse_dist.benchmark.retrieve import benchmark_retrieve
+from hse_dist.benchmark.scale import benchmark_scale
+from hse_dist.benchmark.step import benchmark_step
+
+STEP = {"candidates": 64, "live": 8, "dims": 128, "users": 8, "history": 5, "rows": 500, "chunk_width": 8}
+
+
+def checked(report: Report, tmp_path) -> list[dict]:
+    """The report's rows, after it has been shown."""
+    assert all(math.isfinite(value) and value > 0 for value in report.figures.values())
+    assert all(list(row) == list(report.rows[0]) for row in report.rows)
+    finish(report, tmp_path)
+    assert (tmp_path / f"{report.kind}.png").stat().st_size > 0
+    return report.rows
+
+
+def test_step(tmp_path):
+    report = benchmark_step(**STEP, repeats=1, threads=1)
+    assert set(report.figures) == {"speedup_vs_dense_equal_dim", "time_vs_dense_equal_bytes"}
+    assert [row["table"] for row in checked(report, tmp_path)] == [
+        "packed",
+        "dense, D = 128",
+        "dense, D = 16 (same bytes)",
+    ]
+    assert report.shape["threads"] == 1
+
+
+@pytest.mark.distributed
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two ranks want two cores")
+def test_scale(tmp_path):
+    report = benchmark_scale(**STEP, rounds=1, steps=1)
+    rows = checked(report, tmp_path)
+    assert [row["table"] for row in rows] == ["packed"] * 4 + ["dense, same bytes"] * 4
+    assert [row["ranks"][0] for row in rows] == ["1", "2", "2", "4"] * 2
+    first, second = rows[0]["step, ms"]["median"], rows[2]["step, ms"]["median"]
+    assert report.figures["efficiency_2"] == pytest.approx(first / second)
+
+
+def test_retrieve(tmp_path):
+    report = benchmark_retrieve(items=3000, users=20, top=7, live=8, dims=128, history=5, repeats=1, threads=1)
+    assert report.figures["speedup_vs_dense_64"] > 0
+    names = [row["rows"] for row in checked(report, tmp_path)]
+    assert names[0] == "packed" and "dense, D = 16 (same bytes)" in names and "SciPy CSR product" in names
+    assert any("estimated" in note for note in report.notes)
