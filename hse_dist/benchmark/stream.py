@@ -109,7 +109,7 @@ def benchmark_stream(
             found["training"].add(_train(trainer, _stream(prepared, config), waiting))
             shares.append(waiting.share)
             found["thread"].add(_thread(trainer, _stream(prepared, config)))
-            found["stream"].add(_stream(prepared, config).read(1, _size))
+            found["stream"].add(size for size, _ in _stream(prepared, config).read(1, _size))
             found["scan"].add(_size(block, 0) for block in prepared.scan("train"))
     return _report(shares, found, shape)
 
@@ -148,7 +148,7 @@ def _stream(prepared: Prepared, config: Config) -> HistoryStream:
 def _distinct(stream: HistoryStream) -> int:
     """Items of the first batch."""
     with closing(stream.read(1, lambda block, _: len(np.unique(block.rows)))) as counts:
-        return next(counts)
+        return next(counts)[0]
 
 
 def _trainer(config: Config, shape: dict[str, int], ranks: Ranks) -> Trainer:
@@ -165,23 +165,23 @@ def _train(trainer: Trainer, stream: HistoryStream, waiting: Waiting) -> Iterato
         step = 0
         while True:
             began = time.perf_counter()
-            batch = next(batches, None)
+            batch, following = next(batches, (None, None))
             if batch is None:
                 return
             came = time.perf_counter()
             step += 1
-            trainer.step(batch, step)
+            trainer.step(batch, step, following)
             if step > WARM_STEPS:
                 waiting.add(came - began, time.perf_counter() - came)
             yield len(batch.offsets) - 1, len(batch.positions)
 
 
 def _thread(trainer: Trainer, stream: HistoryStream) -> Iterator[tuple[int, int]]:
-    for batch in _batches(trainer, stream):
+    for batch, _ in _batches(trainer, stream):
         yield len(batch.offsets) - 1, len(batch.positions)
 
 
-def _batches(trainer: Trainer, stream: HistoryStream) -> Generator[Batch]:
+def _batches(trainer: Trainer, stream: HistoryStream) -> Generator[tuple[Batch, Batch | None]]:
     return stream.read(1, lambda block, place: trainer.batch(block, place + 1))
 
 

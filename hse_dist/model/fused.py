@@ -23,7 +23,7 @@ from hse_dist.model.kernels import Pattern
 from hse_dist.native.library import call, library
 
 CACHED_COLUMNS = 16_384
-"""Up to so many columns a block of 64 users is fastest; beyond, narrower blocks keep more of them in the cache."""
+"""Up to so many columns a block of 64 users is fastest; beyond, a block of 16 and no columns but those of its users."""
 
 
 @dataclass(frozen=True)

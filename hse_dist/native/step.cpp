@@ -24,10 +24,13 @@ struct Cell {
 
 struct Problem {
     int64_t candidates, dims, entries, users;
-    const int64_t* offsets;       // [C + 1] entries of a row
+    const int64_t* pooled;        // [C + 1] entries of a row, as histories pool them
+    const int32_t* pooled_columns;  // [E]
+    const int32_t* place;         // [columns] where a block keeps a column; null: at its number
+    const float* values;          // [E]
+    const int64_t* offsets;       // [C + 1] entries of a row, as it is scored: perhaps fewer
     const int32_t* columns;       // [E]
-    const float* values;          // [E] pooled
-    const float* weights;         // [E] scored with
+    const float* weights;         // [E]
     const float* own;             // [C] an item's contribution to its own score
     const int64_t* column_ends;   // [D + 1] entries of a column
     const Cell* cells;            // [E] them
@@ -52,6 +55,11 @@ struct Space {
 
 INLINE float clipped(float x, float bound) { return std::min(std::max(x, -bound), bound); }
 
+INLINE int64_t place_of(const Problem& p, int64_t entry) {
+    const int32_t column = p.pooled_columns[entry];
+    return p.place ? p.place[column] : column;
+}
+
 template <int V>
 INLINE void pool(const Problem& p, Space& s, int64_t first, int64_t lanes) {
     std::memset(s.user, 0, sizeof(float) * p.dims * V * LANES);
@@ -60,8 +68,8 @@ INLINE void pool(const Problem& p, Space& s, int64_t first, int64_t lanes) {
         for (int64_t l = p.histories[first + j]; l < p.histories[first + j + 1]; ++l) {
             if (p.shown && !p.shown[l]) continue;
             const int64_t row = p.positions[l];
-            for (int64_t e = p.offsets[row]; e < p.offsets[row + 1]; ++e)
-                user[int64_t(p.columns[e]) * (V * LANES)] += p.values[e];
+            for (int64_t e = p.pooled[row]; e < p.pooled[row + 1]; ++e)
+                user[place_of(p, e) * (V * LANES)] += p.values[e];
         }
     }
 }
@@ -73,8 +81,8 @@ INLINE void pool_backward(const Problem& p, Space& s, int64_t first, int64_t lan
         for (int64_t l = p.histories[first + j]; l < p.histories[first + j + 1]; ++l) {
             if (p.shown && !p.shown[l]) continue;
             const int64_t row = p.positions[l];
-            for (int64_t e = p.offsets[row]; e < p.offsets[row + 1]; ++e)
-                s.grad_values[e] += grad[int64_t(p.columns[e]) * (V * LANES)];
+            for (int64_t e = p.pooled[row]; e < p.pooled[row + 1]; ++e)
+                s.grad_values[e] += grad[place_of(p, e) * (V * LANES)];
         }
     }
 }
@@ -248,6 +256,77 @@ INLINE void block(const Problem& p, Space& s, int64_t first) {
     }
 }
 
+// Entries by column: a counting sort, stable.
+INLINE void by_column(int64_t candidates, int64_t dims, const int64_t* offsets, const int32_t* columns,
+                      const float* weights, int64_t* column_ends, Cell* cells) {
+    std::memset(column_ends, 0, sizeof(int64_t) * (dims + 1));
+    const int64_t entries = offsets[candidates];
+    for (int64_t e = 0; e < entries; ++e) ++column_ends[columns[e] + 1];
+    for (int64_t d = 0; d < dims; ++d) column_ends[d + 1] += column_ends[d];
+    // the start of each column moves to its end while it fills, and back by one place afterwards
+    for (int64_t c = 0; c < candidates; ++c)
+        for (int64_t e = offsets[c]; e < offsets[c + 1]; ++e)
+            cells[column_ends[columns[e]]++] = {int32_t(c), weights[e]};
+    for (int64_t d = dims; d > 0; --d) column_ends[d] = column_ends[d - 1];
+    column_ends[0] = 0;
+}
+
+// The columns that the histories of a block have, and the entries in them: on a wide table a small part of all. What no
+// user of the block has adds nothing to a score, and neither it nor its user's gradient is asked for.
+struct Narrow {
+    std::vector<int32_t> place, touched;  // [columns] -1 for none; the columns that have a place
+    std::vector<int64_t> offsets, column_ends;
+    std::vector<int32_t> columns, origin;  // origin: the entry of the whole
+    std::vector<float> weights, grad;
+    std::vector<Cell> cells;
+};
+
+INLINE Problem narrowed(const Problem& p, Narrow& n, int64_t first, int64_t lanes) {
+    n.place.resize(p.dims, -1);
+    for (int32_t column : n.touched) n.place[column] = -1;
+    n.touched.clear();
+    for (int64_t l = p.histories[first]; l < p.histories[first + lanes]; ++l) {
+        if (p.shown && !p.shown[l]) continue;
+        for (int64_t e = p.pooled[p.positions[l]]; e < p.pooled[p.positions[l] + 1]; ++e) {
+            int32_t& place = n.place[p.pooled_columns[e]];
+            if (place >= 0) continue;
+            place = int32_t(n.touched.size());
+            n.touched.push_back(p.pooled_columns[e]);
+        }
+    }
+    n.offsets.assign(p.candidates + 1, 0);
+    n.columns.resize(p.entries + 1), n.origin.resize(p.entries + 1), n.weights.resize(p.entries + 1);
+    int64_t found = 0;
+    for (int64_t c = 0; c < p.candidates; ++c) {
+        for (int64_t e = p.offsets[c]; e < p.offsets[c + 1]; ++e) {
+            // written in any case, kept if it has a place: no branch to guess
+            const int32_t place = n.place[p.columns[e]];
+            n.columns[found] = place, n.origin[found] = int32_t(e), n.weights[found] = p.weights[e];
+            found += place >= 0;
+        }
+        n.offsets[c + 1] = found;
+    }
+    Problem q = p;
+    q.dims = int64_t(n.touched.size()), q.entries = found, q.place = n.place.data();
+    n.column_ends.resize(q.dims + 1), n.cells.resize(found);
+    by_column(p.candidates, q.dims, n.offsets.data(), n.columns.data(), n.weights.data(), n.column_ends.data(),
+              n.cells.data());
+    q.offsets = n.offsets.data(), q.columns = n.columns.data(), q.weights = n.weights.data();
+    q.column_ends = n.column_ends.data(), q.cells = n.cells.data();
+    return q;
+}
+
+template <int V>
+INLINE void narrow_block(const Problem& p, Space& s, Narrow& n, int64_t first) {
+    const Problem q = narrowed(p, n, first, std::min(V * LANES, p.users - first));
+    n.grad.assign(q.entries, 0.0f);
+    float* whole = s.grad_weights;
+    s.grad_weights = n.grad.data();
+    block<V>(q, s, first);
+    s.grad_weights = whole;
+    for (int64_t e = 0; e < q.entries; ++e) whole[n.origin[e]] += n.grad[e];
+}
+
 FOR_EACH_CPU void blocks64(const Problem& p, Space& s, int64_t thread, int64_t threads) {
     for (int64_t first = thread * 64; first < p.users; first += threads * 64) block<4>(p, s, first);
 }
@@ -256,8 +335,15 @@ FOR_EACH_CPU void blocks32(const Problem& p, Space& s, int64_t thread, int64_t t
     for (int64_t first = thread * 32; first < p.users; first += threads * 32) block<2>(p, s, first);
 }
 
+// Narrow blocks are of wide tables. What is kept of a user is asked for in all columns.
 FOR_EACH_CPU void blocks16(const Problem& p, Space& s, int64_t thread, int64_t threads) {
-    for (int64_t first = thread * 16; first < p.users; first += threads * 16) block<1>(p, s, first);
+    Narrow n;
+    for (int64_t first = thread * 16; first < p.users; first += threads * 16) {
+        if (first < p.kept)
+            block<1>(p, s, first);
+        else
+            narrow_block<1>(p, s, n, first);
+    }
 }
 
 void run(const Problem& p, Space& s, int64_t width, int64_t thread, int64_t threads) {
@@ -274,19 +360,9 @@ void run(const Problem& p, Space& s, int64_t width, int64_t thread, int64_t thre
 
 extern "C" {
 
-// Entries by column: a counting sort, stable.
 int64_t hse_by_column(int64_t candidates, int64_t dims, const int64_t* offsets, const int32_t* columns,
                       const float* weights, int64_t* column_ends, Cell* cells) {
-    std::memset(column_ends, 0, sizeof(int64_t) * (dims + 1));
-    const int64_t entries = offsets[candidates];
-    for (int64_t e = 0; e < entries; ++e) ++column_ends[columns[e] + 1];
-    for (int64_t d = 0; d < dims; ++d) column_ends[d + 1] += column_ends[d];
-    // the start of each column moves to its end while it fills, and back by one place afterwards
-    for (int64_t c = 0; c < candidates; ++c)
-        for (int64_t e = offsets[c]; e < offsets[c + 1]; ++e)
-            cells[column_ends[columns[e]]++] = {int32_t(c), weights[e]};
-    for (int64_t d = dims; d > 0; --d) column_ends[d] = column_ends[d - 1];
-    column_ends[0] = 0;
+    by_column(candidates, dims, offsets, columns, weights, column_ends, cells);
     return 0;
 }
 
@@ -323,7 +399,8 @@ int64_t hse_step(int64_t candidates, int64_t dims, int64_t users, int64_t traine
                  float* grad_values, float* grad_weights, float* grad_own, double* loss, int64_t kept,
                  float* users_out, float* grad_users_out, float* grad_scores_out) {
     const int64_t entries = offsets[candidates];
-    const Problem p = {candidates,  dims,      entries,   users, offsets, columns,     values,    weights,        own,
+    const Problem p = {candidates,  dims,      entries,   users, offsets, columns, nullptr, values, offsets, columns,
+                       weights,     own,
                        column_ends, cells,     histories, positions, shown, trained, float(clip), kept, users_out,
                        grad_users_out, grad_scores_out};
     std::vector<Space> spaces(threads);
