@@ -22,6 +22,9 @@ from hse_dist.sparsity.messages import Message
 from hse_dist.sparsity.selection import Counts, Query, Selection
 from hse_dist.sparsity.server import SparsityServer
 
+MOST_WAITING = 100_000
+"""Calls that may wait at a time. Every rank's message waits for that of the last, so there must be more than ranks."""
+
 
 class ServerActor:
     """One a run; its methods run on one event loop, so state needs no lock.
@@ -193,5 +196,5 @@ class RayTransport:
 
 def start_server(settings: SparsitySettings, fingerprint: str, name: str) -> Any:
     """The actor of the run `name`; it takes no core from the workers, and starts again if it dies."""
-    actor = ray.remote(num_cpus=0, max_concurrency=1000)(ServerActor)
+    actor = ray.remote(num_cpus=0, max_concurrency=MOST_WAITING)(ServerActor)
     return actor.options(name=name, get_if_exists=False, max_restarts=-1).remote(settings, fingerprint)

@@ -1,8 +1,8 @@
 """Gradients of positions that are not live, for the candidates of a batch only.
 
 In: a step's activations after backward. Out: the strongest positions of each candidate row, as `SeenGradients`. Where
-rows are used at length 1, gradients are of the row at that length. They come from a sample of the batch's users: only
-the strongest `explore` positions of a row matter, and 64 users of 512 name nearly the same ones.
+rows are used at length 1, gradients are of the row at that length. They come from a sample of the batch's users: their
+cost is in proportion, and only which positions are a row's strongest matters.
 
 The full gradient `∂s·u + Xᵀ·∂u` is C × K and is never held. The compiled path makes it in registers
 (native/growth.cpp); the plain path in blocks of candidates that fit a memory setting, from which live positions are
@@ -42,7 +42,7 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     Args:
         activations: of a step that collects, after its backward pass.
         explore: e, positions a candidate.
-        memory_bytes: bound of the blocks of dense gradients, of the plain path; the compiled one has none.
+        memory_bytes: bound of the plain path's blocks of dense gradients; the compiled one makes none.
 
     Returns:
         candidate int64 [n], column int64 [n], gradient float32 [n]; positions with gradient 0 are left out.

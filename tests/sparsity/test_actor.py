@@ -187,7 +187,8 @@ def test_a_server_that_is_gone_for_good_is_named(actor):
     ray.kill(actor)
     for call in (transport.state_dict, lambda: transport.join(2, STEPS, "settings", START)):
         with pytest.raises(ProtocolError, match=r"The SparsityServer died\."):
-            call()
+            while True:  # until the kill has arrived
+                call()
 
 
 def test_a_rank_of_another_version_is_refused_on_both(actor):
@@ -196,3 +197,11 @@ def test_a_rank_of_another_version_is_refused_on_both(actor):
         messages = [Open(1, 1, 0, 10, 5), Open(2, 1, SPLIT, 10, 5)]
         told = [pool.submit(one.ask, message) for one, message in zip(transports, messages, strict=True)]
         assert all("versions [1, 2] came, version 1 is next" in str(future.exception()) for future in told)
+
+
+def test_more_ranks_may_wait_than_the_actor_runs_at_a_time_by_default(actor):
+    ranks = 1001  # an asyncio actor of Ray's takes a thousand
+    ray.get(actor.join.remote("first", ranks, STEPS, "settings", START))
+    messages = [Open(1, 5, rank, 10, 8) for rank in range(ranks)]
+    replies = ray.get([actor.ask.remote("first", rank, 1, message, 60.0) for rank, message in enumerate(messages)])
+    assert {reply.version for reply in replies} == {1} and len(replies) == ranks
