@@ -69,7 +69,7 @@ def benchmark_stream(
     live: int = 32,
     dims: int = 4096,
     users: int = 512,
-    history: int = 76,
+    history: int = 80,
     items: int = 8192,
     rows: int = 200_000,
     chunk_width: int = 32,
@@ -81,7 +81,7 @@ def benchmark_stream(
 
     Args:
         candidates: C, rows looked up a step. live: k, live entries a row. dims: D. users: B, of a batch. history: mean
-            items a user, before those that come twice are merged (of 76, 60 are left). items: rows that histories are
+            items a user, before those that come twice are merged (of 80, 60 are left). items: rows that histories are
             of. rows: of the table. chunk_width: w, slots a chunk.
 
     Returns:

@@ -40,10 +40,11 @@ from hse_dist.data.rounds import (
 from hse_dist.data.schema import Fragment, LogSchema, plan
 from hse_dist.data.shuffle import SpillTask, count_parts
 from hse_dist.data.source import find_files
+from hse_dist.data.task_memory import Cost
 from hse_dist.data.vocabulary import assign_rows, item_counts, merge_counts, write_ids, write_vocabulary
 from hse_dist.errors import DataError
 from hse_dist.files import new_folder, read_json, write_json
-from hse_dist.tasks import map_tasks
+from hse_dist.tasks import map_tasks, ray_is_running
 
 VERSION = 2
 CATALOG = "catalog:"
@@ -62,14 +63,14 @@ def prepare(config: Config) -> dict[str, Any]:
 
     Returns:
         folder, users (by split), items, interactions, left_out (held-out users of one item), read (interactions read,
-        after `min_rating`), seconds and interactions_per_second (of those read), task_memory_mb (the largest peak of
-        a task, MiB; None where the system does not tell).
+        after `min_rating`), seconds and interactions_per_second (of those read), core_seconds (of the driver and all
+        tasks), task_memory_mb (the largest peak of a task, MiB; None where the system does not tell).
 
     Raises:
         DataError: the log cannot be used (see `source`, `schema`, `reader`), nothing is left of it, or the folder
             cannot be written or holds something else.
     """
-    started = time.perf_counter()
+    started, began = time.perf_counter(), time.process_time()
     settings = config.data
     folder = Path(settings.folder).absolute()
     if not is_prepared(config) and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -87,6 +88,9 @@ def prepare(config: Config) -> dict[str, Any]:
         shutil.rmtree(work)
         write_json(temporary / "manifest.json", manifest)
     seconds = time.perf_counter() - started
+    core_seconds = time.process_time() - began
+    if ray_is_running():  # else the tasks' time is this process's already
+        core_seconds += sum(cost.core_seconds for costs in preparation.costs.values() for cost in costs)
     peak = preparation.report(read, seconds)
     return {
         "folder": settings.folder,
@@ -94,6 +98,7 @@ def prepare(config: Config) -> dict[str, Any]:
         "read": read,
         "seconds": round(seconds, 3),
         "interactions_per_second": round(read / seconds),
+        "core_seconds": round(core_seconds, 3),
         "task_memory_mb": peak,
     }
 
@@ -153,7 +158,7 @@ class _Preparation:
     def __init__(self, settings: DataSettings, folder: Path, work: Path) -> None:
         self.settings, self.folder, self.work = settings, folder, work
         self.progress = Progress(work / "progress", {**(MADE_UP if settings.synthetic is not None else {}), **STAGES})
-        self.peaks: dict[str, list[int]] = {}
+        self.costs: dict[str, list[Cost]] = {}
         self.schema: LogSchema
         self.spills: tuple[str, ...] = ()
         self.rows = np.zeros(0, np.int64)
@@ -190,7 +195,8 @@ class _Preparation:
     def report(self, read: int, seconds: float) -> float | None:
         """Log the totals; the largest peak of a task in MiB, with a warning where it was more than the setting."""
         log.info("prepare: %s interactions in %.1f s, %s a second", f"{read:,}", seconds, f"{read / seconds:,.0f}")
-        peaks = {stage: round(max(found) / 2**20, 1) for stage, found in self.peaks.items() if found}
+        known = {stage: [cost.peak for cost in costs if cost.peak is not None] for stage, costs in self.costs.items()}
+        peaks = {stage: round(max(found) / 2**20, 1) for stage, found in known.items() if found}
         if not peaks:
             return None
         stage, limit = max(peaks, key=lambda name: peaks[name]), self.settings.memory_mb
@@ -217,7 +223,7 @@ class _Preparation:
                 for index, fragment in enumerate(fragments)
             ]
             results = map_tasks(spill_fragment, tasks, at_a_time=settings.tasks, label="prepare spill")
-        self._note("spill", [peak for _, peak in results])
+        self.costs["spill"] = [cost for _, cost in results]
         self.rows = sum((spilt.rows for spilt, _ in results), np.zeros(self.parts, np.int64))
         read = int(self.rows.sum())
         if not read:
@@ -232,8 +238,8 @@ class _Preparation:
         if settings.synthetic is not None:
             made = self.work / "synthetic"
             with self.progress.stage("synthetic log", [1.0] * synthetic.count_blocks(settings.synthetic)) as meter:
-                peaks = synthetic.write(settings.synthetic, settings.columns, made, tasks=settings.tasks, meter=meter)
-            self._note("synthetic log", peaks)
+                costs = synthetic.write(settings.synthetic, settings.columns, made, tasks=settings.tasks, meter=meter)
+            self.costs["synthetic log"] = costs
             files = find_files(str(made))
         elif source.startswith(CATALOG):
             files = find_files(str(catalog.fetch(source.removeprefix(CATALOG))))
@@ -244,7 +250,7 @@ class _Preparation:
 
     def _map(
         self,
-        function: Callable[[PartTask], tuple[Any, int | None]],
+        function: Callable[[PartTask], tuple[Any, Cost]],
         parts: Sequence[tuple[int, ...]],
         stage: str,
         spills: tuple[str, ...] = (),
@@ -256,11 +262,8 @@ class _Preparation:
                 for index, own in enumerate(parts)
             ]
             results = map_tasks(function, tasks, at_a_time=self.settings.tasks, label=f"prepare {stage}")
-        self._note(stage, [peak for _, peak in results])
+        self.costs[stage] = [cost for _, cost in results]
         return [result for result, _ in results]
-
-    def _note(self, stage: str, peaks: Sequence[int | None]) -> None:
-        self.peaks[stage] = [peak for peak in peaks if peak is not None]
 
     def _merge_items(self) -> pa.Array:
         """Items with enough users, sorted; also written for the tasks."""

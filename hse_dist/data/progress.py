@@ -69,7 +69,8 @@ class Progress:
         """
         done, began = threading.Event(), time.monotonic()
         meters = [str(self._folder / f"{name}-{index:05d}") for index in range(len(sizes))]
-        thread = threading.Thread(target=self._watch, args=(name, meters, sizes, began, done), daemon=True)
+        watched = (name, meters, sizes, began, done)
+        thread = threading.Thread(target=self._watch, args=watched, name=f"progress of {name}", daemon=True)
         thread.start()
         try:
             yield meters.__getitem__

@@ -1,7 +1,7 @@
 """The tasks of `prepare`: what each of its four rounds does to one piece.
 
 In: picklable descriptions of a piece. Out: files in the work folder, and small numbers to the driver. A task reads what
-the round before wrote and shares nothing with its neighbours. Each gives its peak of memory beside its result.
+the round before wrote and shares nothing with its neighbours. Each gives its cost beside its result.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from hse_dist.config import ColumnNames, SyntheticSettings
 from hse_dist.data.progress import Meter
-from hse_dist.data.task_memory import measured
+from hse_dist.data.task_memory import Cost, measured
 from hse_dist.tasks import map_tasks
 
 BLOCK_USERS = 50_000
@@ -55,7 +55,7 @@ def write(
     *,
     tasks: int,
     meter: Callable[[int], str] = lambda _: "",
-) -> list[int | None]:
+) -> list[Cost]:
     """Write the log as one Parquet file a block of users: user and item (int64) and timestamp (int64, seconds).
 
     `mean_history` is the mean before duplicates are merged.
@@ -64,11 +64,11 @@ def write(
         meter: gives the path where a task notes how far it is.
 
     Returns:
-        Peak of memory of each task, bytes, where the system tells.
+        What each task took.
     """
     folder.mkdir(parents=True, exist_ok=True)
     blocks = [_Block(settings, columns, str(folder), index, meter(index)) for index in range(count_blocks(settings))]
-    return [peak for _, peak in map_tasks(_write_block, blocks, at_a_time=tasks, label="synthetic log")]
+    return [cost for _, cost in map_tasks(_write_block, blocks, at_a_time=tasks, label="synthetic log")]
 
 
 def count_blocks(settings: SyntheticSettings) -> int:

@@ -1,7 +1,7 @@
-"""What a task of `prepare` may take of memory, and what it took.
+"""What a task of `prepare` may take of memory, and what it took of memory and time.
 
-In: `data.memory_mb`. Out: bytes for buffers, and the peak that the system saw: that of resident memory above what the
-process held when the task began, after Arrow's own late imports; mapped pages of files count.
+In: `data.memory_mb`. Out: bytes for buffers, core time, and the peak that the system saw: that of resident memory above
+what the process held when the task began, after Arrow's own late imports; mapped pages of files count.
 
 Arrow's pools keep freed memory for later (14 MB of live strings held 62 MB), so a task takes its buffers from the
 system's allocator, which costs no time here and gives large buffers back at once. Before it begins, it gives back what
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import pyarrow as pa
 
@@ -59,14 +60,25 @@ class TaskMemory:
             self.peak = max(0, peak - self._base)
 
 
-def measured(function: Callable[[Argument], Result]) -> Callable[[Argument], tuple[Result, int | None]]:
-    """The function of a task, which then gives its peak of memory beside its result."""
+class Cost(NamedTuple):
+    """What a task took."""
+
+    peak: int | None
+    """Bytes; see `TaskMemory`."""
+    core_seconds: float
+    """Of all its process's threads."""
+
+
+def measured(function: Callable[[Argument], Result]) -> Callable[[Argument], tuple[Result, Cost]]:
+    """The function of a task, which then gives its cost beside its result."""
 
     @functools.wraps(function)
-    def run(argument: Argument) -> tuple[Result, int | None]:
+    def run(argument: Argument) -> tuple[Result, Cost]:
         with TaskMemory() as memory:
+            began = time.process_time()
             result = function(argument)
-        return result, memory.peak
+            core_seconds = time.process_time() - began
+        return result, Cost(memory.peak, core_seconds)
 
     return run
 

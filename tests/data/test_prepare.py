@@ -212,6 +212,19 @@ def test_parts_and_spills_follow_the_memory(
         assert (bucket_of(hash_ids(pa.array(users), BUCKET_SEED), 6) == part).all()
 
 
+def test_long_ids_need_more_parts(tmp_path: Path, make_config: Any, write_log: Any) -> None:
+    def needed(user: Any) -> int:
+        write_log(tmp_path / "log.parquet", {"user_id": [user] * 20, "item_id": ["x"] * 20})
+        data = make_config(tmp_path / "x", tmp_path / "log.parquet").data
+        schema, fragments = plan(find_files(data.source), data)
+        return shuffle.row_bytes(fragments, schema, data)
+
+    text, factor = shuffle.ROW_BYTES[False], shuffle.TEXT_FACTOR
+    # with Arrow's offsets, of which a batch of n strings has n + 1
+    assert text + factor * 8 <= needed("y") <= text + factor * 11
+    assert text + factor * 208 <= needed("y" * 200) <= text + factor * 211
+
+
 def test_row_groups_have_exactly_the_users_asked_for(prepared: Any) -> None:
     for split in SPLITS:
         for file in prepared.manifest["files"][split]:
