@@ -77,7 +77,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("live", 32, "k, live entries a row"),
             Option("dims", 4096, "D, columns of the packed table"),
             Option("users", 512, "B, users of a batch"),
-            Option("history", 76, "mean history of a user, before items that come twice are merged"),
+            Option("history", 80, "mean history of a user, before items that come twice are merged"),
             Option("items", 8192, "rows that histories are of"),
             Option("rows", 200_000, "rows of the table"),
             Option("chunk_width", 32, "w, slots a chunk"),

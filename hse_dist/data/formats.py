@@ -27,12 +27,13 @@ def block_bytes(memory: int) -> int:
     return min(BLOCK_BYTES, max(LEAST_BLOCK_BYTES, memory // (4 * HELD_BLOCKS)))
 
 
-def open_text(format: str, stream: Any, types: Mapping[str, pa.DataType] | None, block_size: int = BLOCK_BYTES) -> Any:
-    """A streaming reader of `csv`, `tsv` or `jsonl`.
+def open_text(format: str, stream: Any, types: Mapping[str, pa.DataType] | None, block_size: int | None = None) -> Any:
+    """A streaming reader of `csv`, `tsv` or `jsonl`; without a `block_size` it parses `BLOCK_BYTES` at a time.
 
     Raises:
         pa.ArrowException: the first block cannot be parsed.
     """
+    block_size = block_size or BLOCK_BYTES
     if format == "jsonl":
         parse = pajson.ParseOptions()
         if types is not None:
