@@ -6,7 +6,7 @@ and filled shard by shard, trained, growth scores are gathered, it is rewired, a
 Resident memory is the sum over the ranks of what the system says of each, 50 times a second; pages of libraries that
 ranks share count for each of them. Whoever watches also ends the ranks at a limit: the machine may be shared.
 
-The start is made as it is read, row by row, by the rules of a random start: a folder of it would be 8 GB of Parquet.
+The start is made as it is read: a folder of it would be 8 GB of Parquet. Columns are one in each of k strips.
 Histories are synthetic, of geometric length; popular items are more likely.
 """
 
@@ -30,7 +30,6 @@ from hse_dist.ranks import Ranks
 from hse_dist.sparsity.client import GroupTransport
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start.folder import StartFolder
-from hse_dist.sparsity.start.random_rows import random_entries
 from hse_dist.sparsity.tables import make_table
 from hse_dist.tables.sharded import PackedTable
 from hse_dist.train.step import Trainer
@@ -40,10 +39,12 @@ SECONDS_BETWEEN_LOOKS = 0.02
 WARMING, WINDOW, AFTER = 3, 2, 2
 """Steps before growth scores are gathered, steps that gather them, and steps after the rewire."""
 SEED = 1
+STAGE_SECONDS = 3600.0
+"""Most of a stage; on a machine that is busy otherwise."""
 
 
 class RandomStart(StartFolder):
-    """Rows of `live` random entries and length 1, made when they are asked for."""
+    """Rows of `live` random entries and length 1, made when they are asked for; other ranges, other rows."""
 
     def __init__(self, rows: int, dims: int, live: int) -> None:
         self.rows, self.dims, self.each, self.live_entries = rows, dims, live, rows * live
@@ -55,9 +56,12 @@ class RandomStart(StartFolder):
         return np.ones(len(self.live(first, last)), np.float32)
 
     def entries(self, first: int = 0, last: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        lengths = self.live(first, last)
-        made = random_entries(lengths, first, dims=self.dims, seed=SEED)
-        return np.concatenate([[0], np.cumsum(lengths)]), made.columns, made.values
+        rows, rng = len(self.live(first, last)), np.random.default_rng([SEED, first])
+        strip = self.dims // self.each
+        columns = rng.integers(0, strip, (rows, self.each)) + np.arange(self.each) * strip
+        values = rng.standard_normal((rows, self.each), dtype=np.float32)
+        values /= np.sqrt((values**2).sum(axis=1, keepdims=True))
+        return np.arange(0, rows * self.each + 1, self.each), columns.ravel(), values.ravel()
 
 
 class PausedTrainer(Trainer):
@@ -204,7 +208,7 @@ def benchmark_memory(
             setting="--rows",
             value=rows,
         )
-    with World(Rank, ranks, shape) as world, Watcher(world.pids, limit_gb * 10**9) as watcher:
+    with World(Rank, ranks, shape, limit=STAGE_SECONDS) as world, Watcher(world.pids, limit_gb * 10**9) as watcher:
         try:
             return _report(*_stages(world, watcher, rows * live), watcher, shape, table)
         except TrainingError as error:

@@ -30,6 +30,7 @@ class World:
         kind: module-level class; made as `kind(ranks, *arguments)`.
         cores: the core of each rank; None: wherever the system puts it.
         threads: of arithmetic, a rank.
+        limit: seconds of every wait, for answers and between ranks.
 
     Raises:
         HseError: as a rank raised it.
@@ -37,17 +38,23 @@ class World:
     """
 
     def __init__(
-        self, kind: Callable[..., Any], size: int, *arguments: Any, cores: list[int] | None = None, threads: int = 1
+        self,
+        kind: Callable[..., Any],
+        size: int,
+        *arguments: Any,
+        cores: list[int] | None = None,
+        threads: int = 1,
+        limit: float = LIMIT_SECONDS,
     ) -> None:
         from hse_dist.ranks import free_address
 
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["hse_dist.tables.sharded", "hse_dist.model.autoencoder"])
-        self.size, address = size, free_address()
+        self.size, self.limit, address = size, limit, free_address()
         self._processes, self._pipes = [], []
         for rank in range(size):
             here, there = context.Pipe()
-            place = (rank, size, address, cores[rank % len(cores)] if cores else None, threads)
+            place = (rank, size, address, cores[rank % len(cores)] if cores else None, threads, limit)
             process = context.Process(target=_serve, args=(there, place, kind, arguments), daemon=True)
             process.start()
             there.close()
@@ -81,11 +88,11 @@ class World:
         """The answers to what was asked last."""
         waiting: dict[Any, int] = {pipe: rank for rank, pipe in enumerate(self._pipes)}
         answers: list[Any] = [None] * self.size
-        deadline = time.monotonic() + LIMIT_SECONDS
+        deadline = time.monotonic() + self.limit
         while waiting:
             ready = wait(list(waiting), timeout=max(deadline - time.monotonic(), 0.0))
             if not ready:
-                raise TrainingError(f"No answer of rank(s) {sorted(waiting.values())} within {LIMIT_SECONDS:.0f} s.")
+                raise TrainingError(f"No answer of rank(s) {sorted(waiting.values())} within {self.limit:.0f} s.")
             for pipe in ready:
                 rank = waiting.pop(pipe)
                 answers[rank] = self._answer(rank)
@@ -114,7 +121,7 @@ class World:
 
 def _serve(pipe: Connection, place: tuple, kind: Callable[..., Any], arguments: tuple) -> None:
     """A rank's life: make the object, answer until nobody asks."""
-    rank, size, address, core, threads = place
+    rank, size, address, core, threads, limit = place
     if core is not None:
         os.sched_setaffinity(0, {core})
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -128,7 +135,7 @@ def _serve(pipe: Connection, place: tuple, kind: Callable[..., Any], arguments: 
     # who asked is gone, or was told what went wrong
     with (
         suppress(EOFError, OSError),
-        process_group(rank, size, address, torch.device("cpu"), LIMIT_SECONDS) as ranks,
+        process_group(rank, size, address, torch.device("cpu"), limit) as ranks,
     ):
         target, failure = _try(kind, ranks, *arguments)
         while True:

@@ -28,12 +28,12 @@ def test_training_and_rewiring_stay_far_below_the_dense_size():
     assert max(stages.values()) - stages["import"] < 1.2 < 1e-9 * report.figures["dense_bytes"] / 40
 
 
-def test_start_is_the_same_whatever_part_is_asked_for():
+def test_start_has_rows_of_length_one_with_distinct_columns():
     start = RandomStart(rows=50, dims=40, live=6)
-    offsets, columns, values = start.entries(0, 50)
-    part = start.entries(20, 30)
-    assert np.array_equal(offsets, np.arange(0, 301, 6)) and np.array_equal(part[0], offsets[:11])
-    assert np.array_equal(part[1], columns[120:180]) and np.array_equal(part[2], values[120:180])
+    offsets, columns, values = start.entries(20, 30)
+    assert np.array_equal(offsets, np.arange(0, 61, 6)) and len(columns) == len(values) == 60
+    assert (np.diff(columns.reshape(10, 6)) > 0).all() and columns.min() >= 0 and columns.max() < 40
+    np.testing.assert_allclose((values.reshape(10, 6) ** 2).sum(axis=1), 1.0, rtol=1e-5)
     assert (start.live(3, 9) == 6).all() and len(start.live()) == len(start.gains()) == 50
 
 
