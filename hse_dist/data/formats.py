@@ -27,8 +27,8 @@ def block_bytes(memory: int) -> int:
     return min(BLOCK_BYTES, max(LEAST_BLOCK_BYTES, memory // (4 * HELD_BLOCKS)))
 
 
-def open_text(format: str, stream: Any, types: Mapping[str, pa.DataType] | None, block_size: int = BLOCK_BYTES) -> Any:
-    """A streaming reader of `csv`, `tsv` or `jsonl`.
+def open_text(format: str, stream: Any, types: Mapping[str, pa.DataType] | None, block_size: int | None = None) -> Any:
+    """A streaming reader of `csv`, `tsv` or `jsonl`, by default with the largest blocks.
 
     Raises:
         pa.ArrowException: the first block cannot be parsed.
@@ -39,10 +39,12 @@ def open_text(format: str, stream: Any, types: Mapping[str, pa.DataType] | None,
             parse = pajson.ParseOptions(
                 explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="ignore"
             )
-        return pajson.open_json(stream, pajson.ReadOptions(use_threads=False, block_size=block_size), parse)
+        return pajson.open_json(
+            stream, pajson.ReadOptions(use_threads=False, block_size=block_size or BLOCK_BYTES), parse
+        )
     return pacsv.open_csv(
         stream,
-        pacsv.ReadOptions(use_threads=False, block_size=block_size),
+        pacsv.ReadOptions(use_threads=False, block_size=block_size or BLOCK_BYTES),
         pacsv.ParseOptions(delimiter="\t" if format == "tsv" else ","),
         pacsv.ConvertOptions(
             include_columns=list(types or ()), column_types=types, null_values=NULLS, strings_can_be_null=True
