@@ -28,22 +28,23 @@ def block_bytes(memory: int) -> int:
 
 
 def open_text(format: str, stream: Any, types: Mapping[str, pa.DataType] | None, block_size: int | None = None) -> Any:
-    """A streaming reader of `csv`, `tsv` or `jsonl`; without a `block_size` it parses `BLOCK_BYTES` at a time.
+    """A streaming reader of `csv`, `tsv` or `jsonl`, by default with the largest blocks.
 
     Raises:
         pa.ArrowException: the first block cannot be parsed.
     """
-    block_size = block_size or BLOCK_BYTES
     if format == "jsonl":
         parse = pajson.ParseOptions()
         if types is not None:
             parse = pajson.ParseOptions(
                 explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="ignore"
             )
-        return pajson.open_json(stream, pajson.ReadOptions(use_threads=False, block_size=block_size), parse)
+        return pajson.open_json(
+            stream, pajson.ReadOptions(use_threads=False, block_size=block_size or BLOCK_BYTES), parse
+        )
     return pacsv.open_csv(
         stream,
-        pacsv.ReadOptions(use_threads=False, block_size=block_size),
+        pacsv.ReadOptions(use_threads=False, block_size=block_size or BLOCK_BYTES),
         pacsv.ParseOptions(delimiter="\t" if format == "tsv" else ","),
         pacsv.ConvertOptions(
             include_columns=list(types or ()), column_types=types, null_values=NULLS, strings_can_be_null=True
