@@ -216,7 +216,9 @@ def benchmark_memory(
                 raise
             raise ResourceError(
                 f"The ranks took more than {limit_gb} GB in the stage '{watcher.stage}'.",
-                cause="Ask for fewer rows, or raise --limit-gb where there is memory.",
+                cause="GB at most in each stage: "
+                + ", ".join(f"{stage} {1e-9 * most:.2f}" for stage, most in watcher.highest.items())
+                + ". Ask for fewer rows, or raise --limit-gb where there is memory.",
                 setting="--limit-gb",
                 value=limit_gb,
             ) from error
@@ -233,14 +235,13 @@ def _stages(world: World, watcher: Watcher, live: int) -> tuple[dict[str, float]
         ("step that gathers growth scores", "train", WINDOW),
         ("rewire", "rewire"),
         ("step after it", "train", AFTER),
+        ("count of live entries", "live"),
     ):
         watcher.stage, began = str(stage), time.perf_counter()
         answers[stage] = world.call(method, *arguments)
         seconds[stage] = max(answers[stage]) if method == "train" else time.perf_counter() - began
         time.sleep(2 * SECONDS_BETWEEN_LOOKS)
-    watcher.stage = "count"
-    found = world.call("live")[0]
-    if found != live:
+    if (found := answers["count of live entries"][0]) != live:
         raise TrainingError(f"The table had {live} live entries and has {found} after the rewire.")
     return seconds, answers["rewire"][0]
 
@@ -277,7 +278,10 @@ def _report(
             y_label="resident memory of all ranks, GB",
             x_label="",
             series={"GB": [1e-9 * value for value in highest.values()]},
-            x=[stage.replace(" that gathers ", "\nthat gathers\n") for stage in highest],
+            x=[
+                stage.replace(" that gathers ", "\nthat gathers\n").replace(" of live ", "\nof live\n")
+                for stage in highest
+            ],
             kind="bars",
             target=1e-9 * TARGET_BYTES,
         ),

@@ -28,6 +28,9 @@ from hse_dist.tables.feedback import Residuals
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.plan import local_device, make_plan, make_sharders, shard_ranges
 
+COUNTED_AT_A_TIME = 2**18
+"""Chunks whose live entries are counted at once."""
+
 
 @dataclass
 class OwnedRows:
@@ -185,7 +188,9 @@ class PackedTable(ShardedTable):
 
     def live_entries(self) -> int:
         """Live entries of the whole table."""
-        live = (self._local("columns") < self.dims).sum()
+        # in blocks: a sum of marks makes whole numbers of them first, eight bytes a slot
+        parts = self._local("columns").split(COUNTED_AT_A_TIME)
+        live = sum((torch.count_nonzero(part < self.dims) for part in parts), torch.tensor(0, device=self.ranks.device))
         return int(self.ranks.sum(live))
 
     def gains(self, first: int, last: int, block: int = 1_000_000) -> np.ndarray:
