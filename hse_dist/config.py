@@ -237,9 +237,9 @@ class RewireSettings(Settings):
     """How that share falls until `stop`."""
     grow: Literal["gradient", "random", "none"] = "gradient"
     """Which positions become live: the strongest loss gradient, random ones, or none (then nothing is dropped)."""
-    window: PositiveInt = 2
+    window: PositiveInt = 4
     """Steps before a rewire over which gradients of candidates are gathered."""
-    collect_users: PositiveInt = 64
+    collect_users: PositiveInt = 128
     """Users of a batch whose gradients are gathered: a sample of them, the cost is in proportion."""
     explore: PositiveInt = 16
     """Strongest positions a candidate row and step that are sent to the row's owner."""

@@ -108,6 +108,8 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("rows", 200_000, "rows of the table"),
             Option("chunk_width", 32, "w, slots a chunk"),
             Option("interval", 10, "steps between rewires"),
+            Option("window", 2, "steps before a rewire that gather growth scores"),
+            Option("collect_users", 64, "users of a batch that growth scores come from"),
             Option("repeats", 7, "intervals measured; the median counts"),
             Option("threads", None, "threads of arithmetic (default: all cores)"),
             Option("ranks", 1024, "most ranks of the simulated rewires"),

@@ -216,6 +216,22 @@ def begin(config: Config) -> dict[str, Any]:
     return server.state_dict()
 
 
+def train_step_by_step(ranks: Ranks, config: Config, state: dict[str, Any]) -> dict[str, Any]:
+    """Train without a look at the next batch: its ids travel when its step begins."""
+    step = Trainer.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", lambda self, batch, number, following: step(self, batch, number))
+        return train_worker(ranks, {"config": config, "server": None, "server_state": state})
+
+
+@pytest.mark.distributed
+def test_ids_that_travel_ahead_change_nothing(tmp_path, data):
+    ahead, late = (small_config(tmp_path / name, data) for name in ("a", "b"))
+    run_ranks(train_on, 2, ahead, begin(ahead), None)
+    run_ranks(train_step_by_step, 2, late, begin(late))
+    check_equal_runs(ahead, late, ranks=2)
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("sharding", "wire"),
