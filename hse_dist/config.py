@@ -154,7 +154,7 @@ class SyntheticSettings(Settings):
 
 class WireSettings(Settings):
     values: Literal["float32", "float16"] = "float32"
-    """Type of the values on their way from the owner of a row to the rank that uses it."""
+    """Type of the values on their way from the owner of a row to the rank that trains it."""
     gradients: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the gradients on their way back."""
     gradient_slots: PositiveInt | None = None

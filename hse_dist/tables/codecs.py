@@ -66,14 +66,20 @@ class Codec:
 
 
 class HalfValues(Codec):
-    """Values in two bytes (IEEE half); those beyond ±65 504 arrive as that."""
+    """Values in two bytes (IEEE half); those beyond ±65 504 arrive as that.
+
+    Attributes:
+        paused: values go as they are. For rows that are looked up not to train them, but to rank or export them.
+    """
+
+    paused = False
 
     @property
     def quantized_dtype(self) -> torch.dtype:
-        return torch.float16
+        return torch.float32 if self.paused else torch.float16
 
     def encode(self, numbers: Tensor, ctx: None = None) -> Tensor:
-        return rounded(numbers, "float16").to(torch.float16)
+        return numbers if self.paused else rounded(numbers, "float16").to(torch.float16)
 
     def decode(self, buffer: Tensor, ctx: None = None) -> Tensor:
         return buffer.to(torch.float32)

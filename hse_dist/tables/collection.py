@@ -20,7 +20,7 @@ from torchrec import EmbeddingCollection, EmbeddingConfig
 
 from hse_dist.ranks import Ranks
 from hse_dist.tables.block import DenseRows, SparseRows
-from hse_dist.tables.codecs import Codec, Columns, StrongestGradients
+from hse_dist.tables.codecs import Codec, Columns, HalfValues, StrongestGradients
 from hse_dist.tables.feedback import FeedBack, Residuals
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.route import FEATURE, Reading, Route
@@ -106,6 +106,8 @@ class PackedCollection(nn.Module):
     def forward(self, asked: Asked) -> SparseRows:
         """The rows that were asked for."""
         wire, width = self.wire, self.layout.width
+        if isinstance(wire.values, HalfValues):
+            wire.values.paused = not torch.is_grad_enabled()
         with torch.no_grad():
             (columns_nw,) = asked.chunks.read(Reading(self.columns, "columns", width, wire.columns, Codec()))
         (values_nw,) = asked.chunks.read(Reading(self.values, "values", width, wire.values, wire.gradients))
