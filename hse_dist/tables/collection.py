@@ -23,6 +23,7 @@ from hse_dist.tables.block import DenseRows, SparseRows
 from hse_dist.tables.codecs import Codec, Columns, HalfValues, StrongestGradients
 from hse_dist.tables.feedback import FeedBack, Residuals
 from hse_dist.tables.layout import RowLayout
+from hse_dist.tables.live import live_entries
 from hse_dist.tables.route import FEATURE, Reading, Route
 
 GAIN_WIDTH = 4
@@ -113,13 +114,11 @@ class PackedCollection(nn.Module):
         (values_nw,) = asked.chunks.read(Reading(self.values, "values", width, wire.values, wire.gradients))
         if wire.residuals is not None and torch.is_grad_enabled():
             values_nw = FeedBack.apply(values_nw, asked.chunks.ids, columns_nw, wire.residuals)
-        live_nw = columns_nw < self.dims
-        ends = torch.cat([asked.bounds.new_zeros(1), live_nw.sum(1).cumsum(0)])
-        entries = live_nw.flatten().nonzero().squeeze(1)
+        values, columns, ends = live_entries(values_nw, columns_nw, self.dims)
         return SparseRows(
             offsets=ends[asked.bounds],
-            columns=columns_nw.flatten().index_select(0, entries).long(),
-            values=values_nw.flatten().index_select(0, entries),
+            columns=columns,
+            values=values,
             gains=self._gains(asked.gains) if asked.gains is not None else None,
             dims=self.dims,
         )
