@@ -7,9 +7,10 @@ In: one message. Out: this rank's reply, when every rank has sent its own. Two t
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+import numpy as np
 import torch.distributed as dist
 
 from hse_dist.errors import HseError
@@ -60,15 +61,21 @@ class GroupTransport:
         return box[0]
 
 
-def select(transport: Transport, version: int, purpose: Purpose, keys: Keys) -> Selection:
+def select(transport: Transport, version: int, purpose: Purpose, parts: Callable[[], Iterable[Keys]]) -> Selection:
     """Take part in one global selection; which keys of this rank are chosen, the answer's only quota being this rank's.
 
     Args:
-        keys: this rank's, uint32; 0 for none.
+        parts: this rank's keys, uint32, 0 for none; in parts, and asked for twice.
     """
     answer: Query | Selection = Query(0, 0)
+    fewer: list[Keys] | None = None
     while isinstance(answer, Query):
         if answer.round == 1:
-            keys = under(keys, answer)
-        answer = transport.ask(Histogram(version, purpose, histogram(keys, answer)))
+            query = answer
+            # copies: what `under` gives is a part of something as long as the keys
+            fewer = [under(keys, query).copy() for keys in parts()]
+        counts = np.zeros(answer.bins, dtype=np.int64)
+        for keys in parts() if fewer is None else fewer:
+            counts += histogram(keys, answer)
+        answer = transport.ask(Histogram(version, purpose, counts))
     return answer

@@ -22,8 +22,9 @@ from hse_dist.sparsity.budget import row_drops
 from hse_dist.sparsity.client import Transport, select
 from hse_dist.sparsity.growth import Floats, Ints, random_positions
 from hse_dist.sparsity.messages import Close, Closed, Failed, Open, Plan
-from hse_dist.sparsity.selection import Keys, chosen
-from hse_dist.sparsity.slots import drop_keys, find_live, free, groups, keys_of, place, take
+from hse_dist.sparsity.selection import chosen
+from hse_dist.sparsity.slot_keys import Block, SlotKeys, count_live
+from hse_dist.sparsity.slots import find_live, free, groups, keys_of, place
 from hse_dist.sparsity.strongest import keep_strongest
 from hse_dist.tables.sharded import OwnedRows
 
@@ -65,26 +66,25 @@ def rewire(
         NumericError: a value or a score of some rank is NaN or infinite; names the row, on all ranks.
         ProtocolError: the ranks disagree.
     """
+    keys, floor = SlotKeys(owned, gains), settings.budget.floor
     with _told(transport, version + 1):
-        keys, live = drop_keys(owned, gains)
-    floor = np.full(len(live), settings.budget.floor)
-    keep_strongest(owned.offsets, keys, owned.columns, floor, largest=True, others=True)
-    plan = transport.ask(Open(version + 1, step, owned.first, int(live.sum()), int(np.count_nonzero(keys))))
-    dropped = _drop(owned, keys, live, plan, transport, settings)
+        competing = keys.narrow(lambda block: _protect(block, floor))
+    live = keys.live
+    plan = transport.ask(Open(version + 1, step, owned.first, int(live.sum()), competing))
+    dropped = _drop(keys, plan, transport, settings)
     room, limit = _room(owned, live, dropped, settings)
     if candidates is None:
         rows, wanted = np.arange(owned.first, owned.last), np.minimum(room, settings.rewire.explore)
         candidates = Candidates(*random_positions(rows, wanted, owned.dims, seed, plan.version))
     new_rows, new_columns = _grow(owned, room, candidates, plan, transport, settings)
-    grown = np.bincount(new_rows - owned.first, minlength=len(room))
-    back = np.minimum(dropped, limit - grown)
-    restored = _restore(owned, keys, back, plan, transport, settings)
+    limit = limit - np.bincount(new_rows - owned.first, minlength=len(room))
+    restored = _restore(keys, np.minimum(dropped, limit), plan, transport, settings)
     place(owned, new_rows, new_columns)
     closed: Closed = transport.ask(
         Close(
             version=plan.version,
             step=step,
-            live=int(np.count_nonzero(owned.live)),
+            live=count_live(owned),
             dropped=int(dropped.sum()),
             grown=len(new_rows),
             restored=restored,
@@ -104,15 +104,23 @@ def _told(transport: Transport, version: int) -> Iterator[None]:
         raise
 
 
-def _drop(
-    owned: OwnedRows, keys: Keys, live: Ints, plan: Plan, transport: Transport, settings: SparsitySettings
-) -> Ints:
+def _protect(block: Block, floor: int) -> None:
+    limits = np.full(block.last - block.first, floor)
+    keep_strongest(block.rows.offsets, block.keys, block.rows.columns, limits, largest=True, others=True)
+
+
+def _drop(keys: SlotKeys, plan: Plan, transport: Transport, settings: SparsitySettings) -> Ints:
     """Leave the keys of what is dropped; how many entries each row loses, int64 [rows]."""
     if settings.budget.kind == "global":
-        return take(owned, keys, select(transport, plan.version, "drop", keys), largest=False)
-    quota = row_drops(live, plan.fraction, settings.budget.floor)
-    keep_strongest(owned.offsets, keys, owned.columns, quota, largest=False)
+        return keys.take(select(transport, plan.version, "drop", keys.parts), largest=False)
+    quota = row_drops(keys.live, plan.fraction, settings.budget.floor)
+    keys.narrow(lambda block: _strongest(block, quota, largest=False))
     return quota
+
+
+def _strongest(block: Block, limits: Ints, *, largest: bool) -> None:
+    rows = block.rows
+    keep_strongest(rows.offsets, block.keys, rows.columns, limits[block.first : block.last], largest=largest)
 
 
 def _room(owned: OwnedRows, live: Ints, dropped: Ints, settings: SparsitySettings) -> tuple[Ints, Ints]:
@@ -145,21 +153,20 @@ def _grow(
     fits = keys != 0
     rows, columns, keys = rows[fits], columns[fits], keys[fits]
     if settings.budget.kind == "global":
-        taken = chosen(keys, select(transport, plan.version, "grow", keys), 0, largest=True)
+        taken = chosen(keys, select(transport, plan.version, "grow", lambda: [keys]), 0, largest=True)
         rows, columns = rows[taken], columns[taken]
     return rows, columns
 
 
-def _restore(
-    owned: OwnedRows, dropped: Keys, back: Ints, plan: Plan, transport: Transport, settings: SparsitySettings
-) -> int:
+def _restore(keys: SlotKeys, back: Ints, plan: Plan, transport: Transport, settings: SparsitySettings) -> int:
     """Free the slots of what was dropped, but for the strongest, at most `back` a row, that return so that the count is
     what it was; how many do."""
-    keys = dropped.copy()
-    keep_strongest(owned.offsets, keys, owned.columns, back, largest=True)
+    dropped = keys.marks()
+    keys.narrow(lambda block: _strongest(block, back, largest=True))
     if settings.budget.kind == "global":
-        restored = take(owned, keys, select(transport, plan.version, "restore", keys), largest=True)
+        restored = keys.take(select(transport, plan.version, "restore", keys.parts), largest=True)
     else:
         restored = back
-    free(owned, dropped, keys)
+    for index, block in keys.blocks():
+        free(block.rows, np.unpackbits(dropped[index], count=len(block.keys)).astype(np.uint32), block.keys)
     return int(restored.sum())

@@ -28,6 +28,8 @@ from hse_dist.tables.feedback import Residuals
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.plan import local_device, make_plan, make_sharders, shard_ranges
 
+TURNED_AT_A_TIME = 2**22
+"""Slots whose columns change between float32 and int32 at once."""
 COUNTED_AT_A_TIME = 2**18
 """Chunks whose live entries are counted at once."""
 
@@ -76,7 +78,7 @@ class ShardedTable:
             sharders=sharders,
             init_data_parallel=False,
         )
-        self.warm_accumulator = train.warm_accumulator
+        self.warm_accumulator, self.state_a_slot = train.warm_accumulator, train.optimizer == "adagrad"
         self.fill_accumulators(train.warm_accumulator)
 
     def ask(self, rows: Tensor) -> Any:
@@ -164,6 +166,7 @@ class PackedTable(ShardedTable):
         self.module.module.wire = Wire(ranks, columns, values, gradients, self.residuals)
         self.layout, self.dims, self.rows, self.with_gains = layout, dims, layout.rows, with_gains
         self.row_ranges = [layout.rows_starting_in(*chunks) for chunks in self.ranges]
+        self.lent = False
 
     def residuals_state(self) -> dict[str, np.ndarray]:
         """What this rank still owes of its gradients; empty where nothing is left out."""
@@ -219,23 +222,33 @@ class PackedTable(ShardedTable):
             shard.tensor[:, 0] = given.abs()
             shard.tensor[:, 1] = torch.where(given < 0, -1.0, 1.0)
 
-    def owned(self) -> OwnedRows:
-        """The rows that this rank owns, with their chunks from the next shards; a copy on the host."""
+    def owned(self, *, borrow: bool = False) -> OwnedRows:
+        """The rows that this rank owns, with their chunks from the next shards; on the host.
+
+        Args:
+            borrow: the shard's own memory where that is possible (no row straddles, a CPU, no accumulator a slot), and
+                no lookup before `put_back`: its columns are whole numbers meanwhile. Else, and elsewhere, a copy.
+        """
         first, last = self.row_ranges[self.ranks.rank]
-        values = self._gather_chunks(self._local("values"))
-        columns = self._gather_chunks(self._local("columns")).to(torch.int32)
-        bounds = self.layout.offsets[first : last + 1].cpu().numpy() * self.layout.width
-        return OwnedRows(
-            first=first,
-            last=last,
-            offsets=bounds - bounds[0],
-            values=values.flatten().to("cpu", copy=True).numpy(),
-            columns=columns.flatten().cpu().numpy(),
-            dims=self.dims,
-        )
+        self.lent = borrow and self._can_lend()
+        if self.lent:
+            values, columns = self.local_values().view(-1), _whole_numbers(self.local_columns().view(-1))
+        else:
+            values = self._gather_chunks(self._local("values")).flatten().to("cpu", copy=True)
+            columns = self._gather_chunks(self._local("columns")).to(torch.int32).flatten().cpu()
+        offsets = self.layout.offsets[first : last + 1].cpu().numpy() * self.layout.width
+        offsets -= int(offsets[0])
+        return OwnedRows(first, last, offsets, values.numpy(), columns.numpy(), self.dims)
+
+    def _can_lend(self) -> bool:
+        """The same answer on every rank."""
+        whole = self._owner_ranges() == self.ranges
+        return whole and self.ranks.device.type == "cpu" and not self.state_a_slot
 
     def put_back(self, rows: OwnedRows) -> None:
         """Write what `owned` gave, changed, into the shards of all ranks that hold a part of it."""
+        if self.end_loan():
+            return
         values = torch.from_numpy(rows.values).view(-1, self.layout.width).to(self.ranks.device)
         columns = torch.from_numpy(rows.columns).view(-1, self.layout.width).to(self.ranks.device, torch.int32)
         accumulators = self._slot_accumulators()
@@ -244,6 +257,13 @@ class PackedTable(ShardedTable):
         self._scatter_chunks(columns, self._local("columns"))
         for accumulator in accumulators:
             accumulator[before != self._local("columns")] = self.warm_accumulator
+
+    def end_loan(self) -> bool:
+        """Take the shard back where `owned` lent it: what was changed stays; whether it was lent."""
+        if lent := self.lent:
+            self.lent = False
+            _floats(self.local_columns().view(-1))
+        return lent
 
     def _slot_accumulators(self) -> list[Tensor]:
         """Accumulators of this rank's shard that have a number for each slot: one whose column changes begins anew."""
@@ -274,3 +294,18 @@ class PackedTable(ShardedTable):
             parts.append(chunks[begin - mine : max(begin, end) - mine])
         received = [part for part in self.ranks.exchange(parts) if len(part)]
         return received[0] if len(received) == 1 else torch.cat(received or [chunks[:0]])
+
+
+def _whole_numbers(columns: Tensor) -> Tensor:
+    """float32 [n] turned into int32 in its own memory."""
+    turned = columns.view(torch.int32)
+    for part, to in zip(columns.split(TURNED_AT_A_TIME), turned.split(TURNED_AT_A_TIME), strict=True):
+        to.copy_(part.to(torch.int32))
+    return turned
+
+
+def _floats(columns: Tensor) -> None:
+    """The way back."""
+    turned = columns.view(torch.int32)
+    for part, to in zip(turned.split(TURNED_AT_A_TIME), columns.split(TURNED_AT_A_TIME), strict=True):
+        to.copy_(part.to(torch.float32))

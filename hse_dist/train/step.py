@@ -110,25 +110,28 @@ class Trainer:
             candidates = Candidates(*merge(triples, seen))
             visited = len(seen)
         release_memory()  # the collecting steps before it and the rewire itself would add up
-        owned = table.owned()
-        gains = table.gains(owned.first, owned.last)
-        unit = self.config.model.row_norm == "unit"
-        if unit:
-            rescale_to_unit(owned)  # the model sees rows at length 1, and so must the scores of their entries
-        closed = rewire(
-            owned,
-            gains,
-            candidates,
-            self.transport,
-            self.config.sparsity,
-            version=self.version,
-            step=step,
-            seed=self.config.run.seed,
-            visits=visited,
-        )
-        if unit:
-            rescale_to_unit(owned)
-        table.put_back(owned)
+        owned = table.owned(borrow=True)
+        try:
+            gains = table.gains(owned.first, owned.last)
+            unit = self.config.model.row_norm == "unit"
+            if unit:
+                rescale_to_unit(owned)  # the model sees rows at length 1, and so must the scores of their entries
+            closed = rewire(
+                owned,
+                gains,
+                candidates,
+                self.transport,
+                self.config.sparsity,
+                version=self.version,
+                step=step,
+                seed=self.config.run.seed,
+                visits=visited,
+            )
+            if unit:
+                rescale_to_unit(owned)
+            table.put_back(owned)
+        finally:
+            table.end_loan()  # where something failed
         self.version = closed.version
         return closed.entry
 
