@@ -278,10 +278,7 @@ def _report(
             y_label="resident memory of all ranks, GB",
             x_label="",
             series={"GB": [1e-9 * value for value in highest.values()]},
-            x=[
-                stage.replace(" that gathers ", "\nthat gathers\n").replace(" of live ", "\nof live\n")
-                for stage in highest
-            ],
+            x=list(highest),
             kind="bars",
             target=1e-9 * TARGET_BYTES,
         ),

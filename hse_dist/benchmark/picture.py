@@ -6,6 +6,7 @@ In: a chart. Out: a file, whole or not there. Matplotlib is imported here and no
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from hse_dist.benchmark.report import Chart, as_text
@@ -21,6 +22,8 @@ GROUP = 0.8
 LEGEND_COLUMNS = 4
 LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 """What is behind a bar's number: it hides the line of the target, not the number."""
+LETTERS = 88
+"""That fit side by side under the axis; names of bars are broken into lines where they need more."""
 MOST_TICKS = 10
 """Measured numbers that stand on the axis themselves; more would overlap."""
 
@@ -61,7 +64,7 @@ def _bars(axes: Axes, chart: Chart) -> list[Any]:
         bars = axes.bar(left, heights, width * 0.92, label=name)
         axes.bar_label(bars, [as_text(float(height)) for height in heights], padding=2, fontsize=8, bbox=LABEL)
         shown.append(bars)
-    axes.set_xticks(range(len(chart.x)), [_place(x) for x in chart.x])
+    axes.set_xticks(range(len(chart.x)), [fill(_place(x), LETTERS // len(chart.x)) for x in chart.x])
     axes.margins(y=0.12)
     return shown
 

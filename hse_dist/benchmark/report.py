@@ -54,7 +54,7 @@ class Report:
 
     Attributes:
         kind: the benchmark's name, also that of its files.
-        figures: the keys that go to the top level of the JSON object.
+        figures: the keys that go to the top level of the JSON object, where the table has the key `table`.
         rows: the table: all with the same keys in the same order; a value is a text, a number or a `spread`.
         shape: what was measured: sizes, ranks, threads, device.
         notes: targets that were missed and why, what is an estimate, what was oversubscribed.
@@ -82,7 +82,7 @@ def finish(report: Report, folder: Path | None) -> dict[str, Any]:
     result = {
         "kind": report.kind,
         **report.figures,
-        "rows": report.rows,
+        "table": report.rows,
         "shape": report.shape,
         "notes": report.notes,
         **machine(str(report.shape.get("device", "cpu"))),

@@ -211,7 +211,7 @@ def _report(rates: Rates, core_rates: Rates, shape: dict[str, int], loaded: floa
             y_label="users a second (log)",
             x_label="",
             series={"users a second": [values["median"] for values in found.values()]},
-            x=[name.replace(", ", ",\n").replace(" (", "\n(").replace(" CSR", "\nCSR") for name in found],
+            x=list(found),
             kind="bars",
             log_y=True,
         ),

@@ -49,20 +49,27 @@ class Rank:
         self.model = Autoencoder(ModelSettings(row_norm="unit"))
 
     def measure(self, table: str, steps: int) -> Times:
-        """Milliseconds of each of some steps, and of their phases; lookup and backward exchange with other ranks."""
+        """Milliseconds of each of some steps, and of their phases; lookup and backward exchange with other ranks.
+
+        As in training, the ids of a step travel while the step before computes.
+        """
         times: Times = {name: [] for name in PHASES}
         self.ranks.barrier()
+        asked = self.tables[table].ask(self.batch.candidates)
         for _ in range(steps):
             marks = [time.perf_counter()]
-            rows = self.tables[table].lookup(self.batch.candidates)
+            rows = self.tables[table].answer(asked)
+            asked = self.tables[table].ask(self.batch.candidates)
             marks.append(time.perf_counter())
             loss, _ = self.model.loss(rows, self.batch, None)
             marks.append(time.perf_counter())
+            asked.advance()
             loss.backward()
             marks.append(time.perf_counter())
             times["step"].append(1e3 * (marks[-1] - marks[0]))
             for name, began, ended in zip(PHASES[1:], marks, marks[1:], strict=False):
                 times[name].append(1e3 * (ended - began))
+        self.tables[table].answer(asked)  # nothing stays under way
         return times
 
 

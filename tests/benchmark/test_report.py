@@ -51,7 +51,7 @@ def test_cells_show_three_digits_and_whole_thousands(value, text):
 def test_result_has_the_figures_at_its_top_and_says_where_they_come_from(capsys):
     result = finish(report(), None)
     assert (result["kind"], result["ratio"], result["notes"]) == ("wire", 0.01, ["an estimate"])
-    assert result["rows"][0]["ms"] == {"median": 2.0, "lowest": 1.0, "highest": 9.0}
+    assert result["table"][0]["ms"] == {"median": 2.0, "lowest": 1.0, "highest": 9.0}
     assert set(result["versions"]) == {"torch", "torchrec", "fbgemm", "ray", "pyarrow", "numpy"}
     assert all(result["versions"].values())
     assert result["cores"] >= 1 and result["processor"] and result["device"] == "cpu"

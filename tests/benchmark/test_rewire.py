@@ -24,7 +24,7 @@ def test_a_tiny_shape_is_reported(monkeypatch):
     result = json.loads(json.dumps(finish(report, None)))
     assert result["kind"] == "rewire" and result["seconds_at_5_ranks"] > 0 and result["seconds_ratio_most_rows"] > 0
     assert np.isfinite(result["cost_in_steps"])
-    operations = [row["operation"] for row in result["rows"]]
+    operations = [row["operation"] for row in result["table"]]
     assert operations[:3] == ["ordinary step", "collecting step", "rewire"] and len(operations) == 3 + 2 * 2
     assert report.chart is not None and set(report.chart.series) == {"2 ranks", "5 ranks"}
 
