@@ -5,7 +5,8 @@ once a collection; here one input distribution serves all of them (values and co
 and it may begin long before the rows are wanted: ids do not depend on what a step changes, so nothing gets stale.
 These are the same three calls that TorchRec's own train pipeline makes.
 
-What goes to other ranks is counted where the splits of the collectives are known, that is here.
+What goes to other ranks is counted where the splits of the collectives are known, that is here; but for how many ids
+each rank may expect, which is a few bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Reading:
 
 
 class Route:
-    """Ids on their way; a collective call, as is every method.
+    """Ids on their way. To make one is a collective call, as is every method.
 
     Args:
         collection: any sharded collection of the placement.
