@@ -171,7 +171,7 @@ class StrongestGradients(Codec):
         if self.sent == self.width:
             return narrow.view(torch.uint8).view(-1)
         chosen = strongest(grad_nw, self.sent)
-        bits = chosen.view(len(grad_nw), -1, 8).to(torch.uint8) << _places(grad_nw.device)
+        bits = chosen.view(len(grad_nw), self.width // 8, 8).to(torch.uint8) << _places(grad_nw.device)
         numbers = narrow[chosen].view(len(grad_nw), self.sent).contiguous().view(torch.uint8)
         return torch.cat([bits.sum(2, dtype=torch.uint8), numbers], 1).view(-1)
 
@@ -179,7 +179,8 @@ class StrongestGradients(Codec):
         dtype = DTYPES[self.dtype]
         if self.sent == self.width:
             return buffer.contiguous().view(dtype).to(torch.float32)
-        bitmap, numbers = buffer[:, : self.width // 8], buffer[:, self.width // 8 :].contiguous().view(dtype)
+        # a copy in any case: what begins at an odd byte cannot be read as numbers, however contiguous it is
+        bitmap, numbers = buffer[:, : self.width // 8], buffer[:, self.width // 8 :].flatten().clone().view(dtype)
         chosen = ((bitmap[:, :, None] >> _places(buffer.device)) & 1).view(len(buffer), self.width).bool()
         out = torch.zeros(len(buffer), self.width, device=buffer.device)
         out[chosen] = numbers.to(torch.float32).view(-1)

@@ -74,6 +74,8 @@ class _Pool:
             if not ready:
                 missing = sorted(waiting.values())
                 self.close()
+                if failures:
+                    raise RuntimeError(failures[0])  # the others waited for this one
                 raise RuntimeError(f"No answer from rank(s) {missing} of {ranks} within {LIMIT_SECONDS:.0f} s.")
             for rank in [waiting.pop(pipe) for pipe in ready]:
                 try:

@@ -66,6 +66,17 @@ def test_the_strongest_arrive_rounded_and_nothing_else(path, width, sent, dtype)
     np.testing.assert_array_equal(codec.decode(codec.encode(got)).view(-1, width).numpy(), got.numpy())
 
 
+@pytest.mark.parametrize("dtype", list(codecs.DTYPES))
+@pytest.mark.parametrize(("width", "sent"), [(8, 2), (16, 4), (16, 16)])
+@pytest.mark.parametrize("chunks", [0, 1])
+def test_a_rank_may_have_one_chunk_to_tell_or_none(path, chunks, width, sent, dtype):
+    grad, codec = gradients(width)[50 : 50 + chunks], StrongestGradients(width, sent, dtype)
+    got = codec.decode(codec.encode(grad.view(-1)))
+    np.testing.assert_array_equal(got.view(chunks, width).numpy(), reference(grad, sent, dtype))
+    columns, numbers = Columns(65_536), torch.arange(50_000.0, 50_000.0 + chunks * width)
+    assert torch.equal(columns.decode(columns.encode(numbers)), numbers)
+
+
 @pytest.mark.skipif(library() is None, reason="the kernels were not built")
 @pytest.mark.parametrize("dtype", list(codecs.DTYPES))
 @pytest.mark.parametrize("sent", [3, 16])
