@@ -61,10 +61,9 @@ class Asked:
     """Rows that were asked for: their chunks and gains are on their way.
 
     Attributes:
-        rows: int64 [C]. bounds: int64 [C + 1], the chunks of each row among those asked for.
+        bounds: int64 [C + 1], the chunks of each row among those asked for.
     """
 
-    rows: Tensor
     bounds: Tensor
     chunks: Route
     gains: Route | None
@@ -98,7 +97,6 @@ class PackedCollection(nn.Module):
         """Send for rows int64 [C]; no row may come twice."""
         chunk_ids, bounds = self.layout.chunks_of(rows)
         return Asked(
-            rows,
             bounds,
             self._route(self.values, chunk_ids, self.layout.chunks),
             self._route(self.gains, rows, self.layout.rows) if self.gains is not None else None,
@@ -110,8 +108,8 @@ class PackedCollection(nn.Module):
         if isinstance(wire.values, HalfValues):
             wire.values.paused = not torch.is_grad_enabled()
         with torch.no_grad():
-            (columns_nw,) = asked.chunks.read(Reading(self.columns, "columns", width, wire.columns, Codec()))
-        (values_nw,) = asked.chunks.read(Reading(self.values, "values", width, wire.values, wire.gradients))
+            columns_nw = asked.chunks.read(Reading(self.columns, "columns", width, wire.columns, Codec()))
+        values_nw = asked.chunks.read(Reading(self.values, "values", width, wire.values, wire.gradients))
         if wire.residuals is not None and torch.is_grad_enabled():
             values_nw = FeedBack.apply(values_nw, asked.chunks.ids, columns_nw, wire.residuals)
         values, columns, ends = live_entries(values_nw, columns_nw, self.dims)
@@ -131,7 +129,7 @@ class PackedCollection(nn.Module):
         return Route(collection, ids, count, self.wire.ranks.meter, self.wire.ranks.rank)
 
     def _gains(self, route: Route) -> Tensor:
-        (stored,) = route.read(Reading(self.gains, "gains", GAIN_WIDTH, Codec(), Codec()))
+        stored = route.read(Reading(self.gains, "gains", GAIN_WIDTH, Codec(), Codec()))
         magnitude, sign = stored[:, 0], stored[:, 1]
         # straight through: the gradient of a magnitude below the limit still reaches it
         magnitude = magnitude + (magnitude.clamp(min=MIN_GAIN) - magnitude).detach()
@@ -154,5 +152,4 @@ class DenseCollection(nn.Module):
 
     def forward(self, asked: Route) -> DenseRows:
         """The rows that were asked for."""
-        (values,) = asked.read(Reading(self.values, "values", self.dims, Codec(), Codec()))
-        return DenseRows(values)
+        return DenseRows(asked.read(Reading(self.values, "values", self.dims, Codec(), Codec())))

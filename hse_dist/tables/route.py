@@ -58,14 +58,11 @@ class Route:
         if self._counts is not None:
             self._sent, self._counts = self._counts.wait(), None
 
-    def read(self, *readings: Reading) -> list[Tensor]:
-        """The rows [N, width] of each reading; those of all are under way before the first is waited for."""
-        features = self._arrive()
-        answers = []
-        for reading in readings:
-            answers.append(reading.collection.compute_and_output_dist(self._context, features))
-            self._count(reading)
-        return [answer[FEATURE].values() for answer in answers]
+    def read(self, reading: Reading) -> Tensor:
+        """The rows [N, width]."""
+        answer = reading.collection.compute_and_output_dist(self._context, self._arrive())
+        self._count(reading)
+        return answer[FEATURE].values()
 
     def _arrive(self) -> Any:
         if self._there is None:

@@ -180,9 +180,9 @@ class Loop:
         together, waits = Totals.of(shared[: -self.ranks.size]), shared[-self.ranks.size :].tolist()
         self.totals, self.lately = Totals(wire_in_all=self.totals.wire_in_all), Waiting()
         if self.ranks.rank == 0:
-            steps = together.steps // self.ranks.size
-            values = progress.line(self.step, together.loss / together.steps, together.users, self.live, max(waits))
-            values["wire_bytes"] = _by_kind(together.wire_in_all)
+            steps, sent = together.steps // self.ranks.size, _by_kind(together.wire_in_all)
+            loss = together.loss / together.steps
+            values = progress.line(self.step, loss, together.users, self.live, sent, max(waits))
             values["wire_bytes_per_step"] = _by_kind(together.wire // max(steps, 1))
             metrics.write("train", self.step, values)
 

@@ -99,8 +99,10 @@ class Progress:
         self.steps, self.began, self.began_at = steps, step, time.perf_counter()
         self.last, self.last_at = step, self.began_at
 
-    def line(self, step: int, loss: float, users: int, live: int, wait_share: float) -> dict[str, Any]:
-        """The values of a training line; `users` of all ranks since the last line."""
+    def line(
+        self, step: int, loss: float, users: int, live: int, wire_bytes: dict[str, int], wait_share: float
+    ) -> dict[str, Any]:
+        """The values of a training line; `users` of all ranks since the last line, `wire_bytes` since the start."""
         now = time.perf_counter()
         seconds = max(now - self.last_at, 1e-9)
         values = {
@@ -108,18 +110,21 @@ class Progress:
             "steps_per_second": (step - self.last) / seconds,
             "users_per_second": users / seconds,
             "live_entries": live,
+            "wire_bytes": wire_bytes,
             "wait_share": wait_share,
             "eta_seconds": (self.steps - step) * (now - self.began_at) / max(step - self.began, 1),
         }
         self.last, self.last_at = step, now
         log.info(
-            "step %d/%d  loss %.4f  %.1f steps/s  %.0f users/s  %d live  %.1f %% waiting  %.0f s to go",
+            "step %d/%d  loss %.4f  %.1f steps/s  %.0f users/s  %d live  %.1f MB on the wire  %.1f %% waiting  "
+            "%.0f s to go",
             step,
             self.steps,
             loss,
             values["steps_per_second"],
             values["users_per_second"],
             live,
+            sum(wire_bytes.values()) / 1e6,
             100 * wait_share,
             values["eta_seconds"],
         )
