@@ -31,7 +31,7 @@ FREE = (
     "data.source",
     "data.stream.prefetch",
     "sparsity.local_inverse.tasks",
-    "sparsity.rewire.memory_mb",
+    "sparsity.grow.memory_mb",
 )
 """Settings that may differ from those the run was made with."""
 

@@ -125,7 +125,7 @@ DENSE = {"item": {"kind": "dense", "dims": 64}}
         ),
         ({"sparsity": {"budget": {"ceiling": 31}}}, ("sparsity.budget.ceiling = 31", "tables.item.live = 32")),
         ({"sparsity": {"budget": {"floor": 33}}}, ("sparsity.budget.floor = 33", "tables.item.live = 32")),
-        ({"sparsity": {"rewire": {"interval": 3}}}, ("sparsity.rewire.window = 4", "sparsity.rewire.interval = 3")),
+        ({"sparsity": {"schedule": {"interval": 3}}}, ("sparsity.grow.window = 4", "sparsity.schedule.interval = 3")),
     ],
 )
 def test_contradiction_names_the_settings_that_take_part(raw, paths):

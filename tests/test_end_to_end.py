@@ -48,7 +48,7 @@ def make_config(folder: Path, log: Path, **changes):
         },
         "tables": {"item": {"dims": 64, "live": 8, "chunk_width": 8}},
         "model": {"row_norm": "unit"},
-        "sparsity": {"start": "random", "rewire": {"interval": 5}, "budget": {"ceiling": 24}},
+        "sparsity": {"start": "random", "schedule": {"interval": 5}, "budget": {"ceiling": 24}},
         "train": {"epochs": 6, "batch_size": 32, "negatives": 64, "learning_rate": 0.3, "log_every": 5},
         "cluster": {"workers": 2},
     }

@@ -87,8 +87,9 @@ def benchmark_rewire(
 def _config(shape: dict[str, int]) -> Config:
     """Default settings but for the shape."""
     item = {"dims": shape["dims"], "live": shape["live"], "chunk_width": shape["chunk_width"]}
-    rewire = {"stop": 1.0, **{name: shape[name] for name in ("interval", "window", "collect_users")}}
-    sparsity = {"start": "random", "rewire": rewire}
+    schedule = {"stop": 1.0, "interval": shape["interval"]}
+    grow = {name: shape[name] for name in ("window", "collect_users")}
+    sparsity = {"start": "random", "schedule": schedule, "grow": grow}
     train = {"warm_accumulator": 1.0, "batch_size": shape["users"]}
     model = {"row_norm": "unit"}
     return parse_config(
@@ -119,7 +120,7 @@ def _train(config: Config, shape: dict[str, int], ranks: Ranks) -> dict[str, lis
     """Milliseconds (clock, cores) of each kind of step, without its rewire, and of the rewires; `cost`, of each
     interval."""
     table = packed_table(shape["rows"], shape["dims"], shape["live"], shape["chunk_width"], ranks, config.train)
-    interval, window = shape["interval"], config.sparsity.rewire.window
+    interval, window = shape["interval"], config.sparsity.grow.window
     steps = interval * (shape["repeats"] + 2)
     transport = GroupTransport(ranks, lambda: SparsityServer(config.sparsity, steps, ranks.size))
     trainer = _TimedTrainer(config, table, transport, ranks, steps)

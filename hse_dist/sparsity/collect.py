@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hse_dist.config import RewireSettings
+from hse_dist.config import GrowSettings
 from hse_dist.model.autoencoder import Activations
 from hse_dist.model.fused import available
 from hse_dist.model.kernels import expand_rows
@@ -167,7 +167,7 @@ def _strongest(gradient_kc: Tensor, explore: int, chosen: Tensor) -> tuple[Tenso
 class GrowthCollector:
     """What this rank has seen since the last rewire."""
 
-    def __init__(self, settings: RewireSettings) -> None:
+    def __init__(self, settings: GrowSettings) -> None:
         self.settings = settings
         self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 

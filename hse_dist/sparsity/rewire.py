@@ -74,7 +74,7 @@ def rewire(
     dropped = _drop(keys, plan, transport, settings)
     room, limit = _room(owned, live, dropped, settings)
     if candidates is None:
-        rows, wanted = np.arange(owned.first, owned.last), np.minimum(room, settings.rewire.explore)
+        rows, wanted = np.arange(owned.first, owned.last), np.minimum(room, settings.grow.explore)
         candidates = Candidates(*random_positions(rows, wanted, owned.dims, seed, plan.version))
     new_rows, new_columns = _grow(owned, room, candidates, plan, transport, settings)
     limit = limit - np.bincount(new_rows - owned.first, minlength=len(room))

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import math
 
-from hse_dist.config import RewireSettings
+from hse_dist.config import ScheduleSettings, SparsitySettings
 
 
-def rewires_at(settings: RewireSettings, step: int, steps: int) -> bool:
+def rewires_at(settings: SparsitySettings, step: int, steps: int) -> bool:
     """Whether the tables are rewired after `step` (counted from 1) of `steps`."""
-    if not settings.interval or settings.grow == "none" or not step:
+    schedule = settings.schedule
+    if schedule.kind == "static" or settings.grow.kind == "none" or not step:
         return False
-    return step % settings.interval == 0 and step <= settings.stop * steps
+    return step % schedule.interval == 0 and step <= schedule.stop * steps
 
 
-def collects_at(settings: RewireSettings, step: int, steps: int) -> bool:
+def collects_at(settings: SparsitySettings, step: int, steps: int) -> bool:
     """Whether gradients of candidates are gathered in `step`: the last `window` steps up to a rewire."""
-    if settings.grow != "gradient" or not settings.interval:
+    if settings.grow.kind != "gradient":
         return False
-    ahead = -step % settings.interval
-    return ahead < settings.window and rewires_at(settings, step + ahead, steps)
+    ahead = -step % settings.schedule.interval
+    return ahead < settings.grow.window and rewires_at(settings, step + ahead, steps)
 
 
-def drop_fraction(settings: RewireSettings, step: int, steps: int) -> float:
+def drop_fraction(settings: ScheduleSettings, step: int, steps: int) -> float:
     """The share of live entries that the rewire after `step` may drop."""
     if settings.drop_decay == "constant":
         return settings.drop_fraction

@@ -80,7 +80,7 @@ class SparsityServer:
         # canonical order: by first row; a rank without rows may stand anywhere
         self._order = sorted(range(self.ranks), key=lambda rank: (messages[rank].first_row, rank))
         self._live = sum(message.live for message in messages)
-        fraction = drop_fraction(self.settings.rewire, messages[0].step, self.steps)
+        fraction = drop_fraction(self.settings.schedule, messages[0].step, self.steps)
         droppable = sum(message.droppable for message in messages)
         self._plan = Plan(self.version + 1, min(int(fraction * self._live), droppable), fraction)
         self._selection, self._purpose, self._results = None, None, {}

@@ -35,7 +35,7 @@ def make_table(config: Config, rows: int, start: StartFolder | None, ranks: Rank
     lengths = np.ceil(start.live(0, rows) * (1.0 + settings.slack)).astype(np.int64)
     layout = RowLayout.from_lengths(lengths, settings.chunk_width)
     sparsity = config.sparsity
-    if sparsity.budget.kind == "global" and sparsity.rewire.interval and layout.slots == start.live_entries:
+    if sparsity.budget.kind == "global" and sparsity.schedule.kind != "static" and layout.slots == start.live_entries:
         log.warning("No row has a free slot, so rows cannot grow at others' cost: raise tables.item.slack")
     with_gains = config.model.row_norm == "free"
     table = PackedTable(

@@ -30,7 +30,12 @@ SMALL: dict[str, Any] = {
     },
     "tables": {"item": {"dims": 48, "live": 6, "chunk_width": 8}},
     "model": {"row_norm": "unit"},
-    "sparsity": {"start": "random", "budget": {"ceiling": 16}, "rewire": {"interval": 6, "window": 3, "explore": 4}},
+    "sparsity": {
+        "start": "random",
+        "budget": {"ceiling": 16},
+        "schedule": {"interval": 6},
+        "grow": {"window": 3, "explore": 4},
+    },
     "train": {
         "epochs": 3,
         "batch_size": 32,

@@ -63,7 +63,7 @@ class Trainer:
         self.steps, self.ahead = steps, ahead
         self.device = local_device(ranks.device)  # with its number: a thread's present device is always the first
         self.model = Autoencoder(config.model)
-        self.collector = GrowthCollector(config.sparsity.rewire)
+        self.collector = GrowthCollector(config.sparsity.grow)
         self.version = 0
         self._asked: tuple[Batch, Any] | None = None
 
@@ -73,9 +73,9 @@ class Trainer:
         Args:
             following: the next step's batch, if there is one on all ranks: its ids travel while this step computes.
         """
-        rewiring, before = self.config.sparsity.rewire, dict(self.ranks.meter.sent)
+        sparsity, before = self.config.sparsity, dict(self.ranks.meter.sent)
         packed, due = isinstance(self.table, PackedTable), step + self.ahead
-        collect = packed and collects_at(rewiring, due, self.steps)
+        collect = packed and collects_at(sparsity, due, self.steps)
         self._set_rates(due)
         rows = self.table.answer(self._ask(batch))
         ahead = self._ask(following) if following is not None else None
@@ -89,7 +89,7 @@ class Trainer:
         if collect:
             self.collector.collect(activations, batch.candidates)
         entry = None
-        if packed and rewires_at(rewiring, due, self.steps):
+        if packed and rewires_at(sparsity, due, self.steps):
             with self.ranks.meter.all_as("rewire"):
                 entry = self.rewire(due)
         users = int((batch.offsets.diff() > 0).sum())
@@ -105,7 +105,7 @@ class Trainer:
         table = self.table
         assert isinstance(table, PackedTable)
         candidates, visited = None, 0
-        if self.config.sparsity.rewire.grow == "gradient":
+        if self.config.sparsity.grow.kind == "gradient":
             triples, seen = self.collector.send_to_owners(self.ranks, table.row_ranges)
             candidates = Candidates(*merge(triples, seen))
             visited = len(seen)

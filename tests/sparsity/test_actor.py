@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import ray
 
-from hse_dist.config import BudgetSettings, RewireSettings, SparsitySettings
+from hse_dist.config import BudgetSettings, ScheduleSettings, SparsitySettings
 from hse_dist.errors import MissingRanksError, NumericError, ProtocolError
 from hse_dist.sparsity.actor import RayTransport, start_server
 from hse_dist.sparsity.client import Transport
@@ -24,7 +24,7 @@ from hse_dist.testing.tables import Content, join
 
 pytestmark = pytest.mark.ray
 
-SETTINGS = SparsitySettings(budget=BudgetSettings(floor=2, ceiling=24), rewire=RewireSettings(drop_fraction=0.5))
+SETTINGS = SparsitySettings(budget=BudgetSettings(floor=2, ceiling=24), schedule=ScheduleSettings(drop_fraction=0.5))
 ROWS, SPLIT, STEPS, LIMIT = 12, 5, 10, 20.0
 CONTENT = Content.random(2, ROWS, 60, 8, longest=20, long_rows={})
 START: dict[str, Any] = {"version": 0, "journal": [{"version": 0, "start": "random"}]}

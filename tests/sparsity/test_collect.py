@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hse_dist.config import ModelSettings, RewireSettings
+from hse_dist.config import GrowSettings, ModelSettings
 from hse_dist.data.batch import Batch
 from hse_dist.model.autoencoder import Activations, Autoencoder
 from hse_dist.model.fused import Kept
@@ -167,10 +167,10 @@ def test_a_gradient_that_is_no_number_is_not_lost():
 
 def test_as_many_users_are_collected_as_are_wanted_and_fit():
     rows = make_rows(np.random.default_rng(0), 300, gains=False)
-    assert GrowthCollector(RewireSettings(collect_users=7)).users(rows) == 7
+    assert GrowthCollector(GrowSettings(collect_users=7)).users(rows) == 7
     columns = min(300, len(rows.columns) + 1)
     fits = 2**20 // (8 * (3 * columns + CANDIDATES + 1))
-    assert GrowthCollector(RewireSettings(collect_users=10**6, memory_mb=1)).users(rows) == fits
+    assert GrowthCollector(GrowSettings(collect_users=10**6, memory_mb=1)).users(rows) == fits
 
 
 def test_sparse_and_dense_products_agree(monkeypatch):
@@ -205,7 +205,7 @@ def test_a_batch_without_interactions_gives_no_positions_but_visits(users, candi
         rows, batch, None, collect=CANDIDATES * 20
     )
     loss.backward()
-    collector = GrowthCollector(RewireSettings())
+    collector = GrowthCollector(GrowSettings())
     collector.collect(activations, batch.candidates)
     state = collector.state_dict()
     assert len(state["rows"]) == len(state["columns"]) == len(state["gradients"]) == 0
@@ -215,7 +215,7 @@ def test_a_batch_without_interactions_gives_no_positions_but_visits(users, candi
 def test_the_collector_names_rows_and_its_state_is_what_it_saw():
     rng = np.random.default_rng(5)
     rows, batch = make_rows(rng, 30, gains=False), make_batch(rng, 20)
-    collector, other = (GrowthCollector(RewireSettings(explore=EXPLORE)) for _ in range(2))
+    collector, other = (GrowthCollector(GrowSettings(explore=EXPLORE)) for _ in range(2))
     for _ in range(2):
         loss, activations = Autoencoder(ModelSettings(row_norm="unit")).loss(rows, batch, None, collect=CANDIDATES * 20)
         loss.backward()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hse_dist.config import BudgetSettings, RewireSettings, SparsitySettings
+from hse_dist.config import BudgetSettings, GrowSettings, ScheduleSettings, SparsitySettings
 from hse_dist.errors import NumericError, ProtocolError
 from hse_dist.sparsity.growth import SeenGradients, merge
 from hse_dist.sparsity.messages import Open
@@ -126,9 +126,11 @@ def check_promises(before: OwnedRows, after: OwnedRows, config: SparsitySettings
 
 
 CASES = {
-    "global": SparsitySettings(budget=BudgetSettings(floor=2, ceiling=9), rewire=RewireSettings(drop_fraction=0.6)),
-    "row": SparsitySettings(budget=BudgetSettings(kind="row"), rewire=RewireSettings(drop_fraction=0.6)),
-    "random": SparsitySettings(rewire=RewireSettings(grow="random", explore=3, drop_fraction=0.9)),
+    "global": SparsitySettings(budget=BudgetSettings(floor=2, ceiling=9), schedule=ScheduleSettings(drop_fraction=0.6)),
+    "row": SparsitySettings(budget=BudgetSettings(kind="row"), schedule=ScheduleSettings(drop_fraction=0.6)),
+    "random": SparsitySettings(
+        schedule=ScheduleSettings(drop_fraction=0.9), grow=GrowSettings(kind="random", explore=3)
+    ),
 }
 
 
@@ -154,7 +156,7 @@ def test_the_weakest_go_and_the_strongest_come():
     columns = np.array([0, 1, 9, 9, 0, 1, 2, 9], np.int32)
     rows = OwnedRows(0, 2, offsets, values, columns, 9)
     candidates = Candidates(np.array([0, 0, 1]), np.array([5, 6, 7]), np.array([0.3, 0.9, 0.5], np.float32))
-    config = SparsitySettings(rewire=RewireSettings(drop_fraction=0.4, drop_decay="constant"))
+    config = SparsitySettings(schedule=ScheduleSettings(drop_fraction=0.4, drop_decay="constant"))
     after, server = run(rows, [0, 2], candidates, config, np.array([1.0, 4.0], np.float32))
     # 40 % of 5 entries: 0.1 of row 0 and, with √gain 2, 0.3 · 2 of row 1; the largest gradients grow
     assert after.columns.tolist() == [0, 6, 9, 9, 0, 1, 7, 9]

@@ -75,7 +75,7 @@ def stopped(config: Config, after: int) -> None:
 
 CASES: dict[str, dict[str, Any]] = {
     "unit, random, gradient": {},
-    "unit, random, random": {"sparsity__rewire__grow": "random"},
+    "unit, random, random": {"sparsity__grow__kind": "random"},
     "unit, hse, by row": {
         "sparsity__start": "hse",
         "tables__item__dims": "items",
@@ -154,7 +154,7 @@ INTERRUPTIONS = {
     "after a rewire": (13, 12, {"train__checkpoint_every": 4, "train__log_every": 5}),
     "before the first checkpoint": (3, 0, {"train__checkpoint_every": 7}),
     "with free rows": (23, 20, {"train__checkpoint_every": 5, **CASES["free, local inverse"]}),
-    "with random growth": (23, 20, {"train__checkpoint_every": 5, "sparsity__rewire__grow": "random"}),
+    "with random growth": (23, 20, {"train__checkpoint_every": 5, "sparsity__grow__kind": "random"}),
 }
 
 

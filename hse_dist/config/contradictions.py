@@ -10,7 +10,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hse_dist.config import Config, DataSettings, SparsitySettings, TableSettings
+    from hse_dist.config.data import DataSettings
+    from hse_dist.config.sparsity import SparsitySettings
+    from hse_dist.config.tables import TableSettings
+    from hse_dist.config.whole import Config
 
 
 def contradictions(config: Config) -> list[str]:
@@ -70,6 +73,6 @@ def _budget(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
 
 
 def _rewire(sparsity: SparsitySettings) -> Iterator[str]:
-    window, interval = sparsity.rewire.window, sparsity.rewire.interval
-    if interval and window > interval:
-        yield f"sparsity.rewire.window = {window} exceeds sparsity.rewire.interval = {interval}"
+    window, interval = sparsity.grow.window, sparsity.schedule.interval
+    if window > interval:
+        yield f"sparsity.grow.window = {window} exceeds sparsity.schedule.interval = {interval}"

@@ -1,0 +1,55 @@
+"""All settings, by section; `Config` is the whole of them."""
+
+from hse_dist.config.base import Settings
+from hse_dist.config.data import ColumnNames, DataSettings, SplitSettings, StreamSettings, SyntheticSettings
+from hse_dist.config.sparsity import (
+    BudgetSettings,
+    DropSettings,
+    GrowSettings,
+    HseSettings,
+    LocalInverseSettings,
+    ScheduleSettings,
+    SparsitySettings,
+)
+from hse_dist.config.tables import MAX_DIMS, TableSettings, TablesSettings, WireSettings
+from hse_dist.config.train import (
+    CheckpointSettings,
+    ClusterSettings,
+    EvaluateSettings,
+    ExportSettings,
+    ModelSettings,
+    RunSettings,
+    TrainSettings,
+)
+from hse_dist.config.whole import Config, dump_config, load_config, parse_config
+
+__all__ = [
+    "MAX_DIMS",
+    "BudgetSettings",
+    "CheckpointSettings",
+    "ClusterSettings",
+    "ColumnNames",
+    "Config",
+    "DataSettings",
+    "DropSettings",
+    "EvaluateSettings",
+    "ExportSettings",
+    "GrowSettings",
+    "HseSettings",
+    "LocalInverseSettings",
+    "ModelSettings",
+    "RunSettings",
+    "ScheduleSettings",
+    "Settings",
+    "SparsitySettings",
+    "SplitSettings",
+    "StreamSettings",
+    "SyntheticSettings",
+    "TableSettings",
+    "TablesSettings",
+    "TrainSettings",
+    "WireSettings",
+    "dump_config",
+    "load_config",
+    "parse_config",
+]

@@ -1,0 +1,92 @@
+"""Settings of the run around the tables: model, training, cluster, evaluation, export, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from hse_dist.config.base import Fraction, Settings
+
+
+class RunSettings(Settings):
+    folder: str = "runs/run"
+    """Where the run lives: resolved configuration, start, checkpoints, metrics, evaluation."""
+    seed: NonNegativeInt = 0
+    """Seed of the random start, negatives, dropout, random growth and the order of users."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """What to do about a checkpoint in `folder`: use it if there is one, refuse it, or insist on it."""
+
+
+class ModelSettings(Settings):
+    row_norm: Literal["unit", "free"] = "free"
+    """Rows of length 1 without gains (ELSA), or free rows with a gain an item (contains HSE and EASE)."""
+    input_dropout: Fraction = 0.0
+    """Share of a history that is hidden from the input, not from the target."""
+    score_clip: PositiveFloat | None = None
+    """Scores are clipped to ± this before the loss."""
+    compact_above: PositiveInt = 100_000
+    """With more columns than this, a batch's columns are renumbered first."""
+
+
+class TrainSettings(Settings):
+    epochs: NonNegativeInt = 10
+    """Passes over the training users; 0: the start is the result."""
+    batch_size: PositiveInt = 256
+    """Users a rank and step."""
+    negatives: NonNegativeInt = 2048
+    """Uniform candidates a rank and step beside the batch's own items."""
+    optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
+    """Fused optimizer of the values."""
+    learning_rate: PositiveFloat = 0.01
+    """Rate of the values."""
+    gain_learning_rate: NonNegativeFloat = 0.001
+    """Rate of the gains."""
+    decay: Literal["constant", "cosine"] = "cosine"
+    """How both rates fall over the run."""
+    warm_accumulator: NonNegativeFloat = 0.0
+    """First value of the optimizer's accumulator; protects a good start from a first step of full size."""
+    evaluate_every: PositiveInt = 1
+    """Epochs between validations; the best checkpoint by validation is the result."""
+    patience: NonNegativeInt = 0
+    """Validations without a better one after which training stops; 0: never."""
+    checkpoint_every: NonNegativeInt = 0
+    """Steps between checkpoints beside those at each validation; 0: none."""
+    log_every: PositiveInt = 10
+    """Steps between lines of metrics."""
+
+
+class ClusterSettings(Settings):
+    workers: NonNegativeInt = 2
+    """Ray Train workers, one rank each; 0: train in this process without Ray."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the tables and the arithmetic live."""
+    cpus_per_worker: PositiveInt = 1
+    """Cores, and threads of arithmetic, a worker."""
+    address: str | None = None
+    """Ray cluster to join; without it RAY_ADDRESS, else a local one is started."""
+    timeout_seconds: PositiveInt = 600
+    """Limit of every wait for other ranks or the SparsityServer."""
+    max_failures: NonNegativeInt = 2
+    """Restarts of the workers before the run gives up."""
+
+
+class EvaluateSettings(Settings):
+    users: PositiveInt = 512
+    """Held-out users ranked at a time by a rank."""
+    items: PositiveInt = 8192
+    """Items scored at a time; no matrix is larger than users × items."""
+    metric: Literal["ndcg@100", "recall@20", "recall@50"] = "ndcg@100"
+    """What validation compares."""
+
+
+class ExportSettings(Settings):
+    folder: str | None = None
+    """Where the export goes; without it `export` in the run folder."""
+    values: Literal["float32", "float16"] = "float32"
+    """Type of the exported values."""
+
+
+class CheckpointSettings(Settings):
+    keep: PositiveInt = 2
+    """Newest checkpoints kept beside the best one."""
