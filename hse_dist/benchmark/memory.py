@@ -113,12 +113,12 @@ class Rank:
 def config_of(shape: dict[str, int]) -> Config:
     """The settings of a shape."""
     item = {name: shape[name] for name in ("dims", "live", "chunk_width")}
-    rewire = {"interval": WARMING + WINDOW, "window": WINDOW, "stop": 1.0}
+    schedule = {"interval": WARMING + WINDOW, "stop": 1.0}
     return parse_config(
         {
             "tables": {"item": item},
             "model": {"row_norm": "unit", "compact_above": 50_000},
-            "sparsity": {"start": "random", "rewire": rewire},
+            "sparsity": {"start": "random", "schedule": schedule, "grow": {"window": WINDOW}},
             "train": {"negatives": shape["candidates"]},
         },
         "of the measurement",

@@ -131,7 +131,7 @@ def _config(shape: dict[str, int], folder: str, negatives: int) -> Config:
             },
             "tables": {"item": {"dims": shape["dims"], "live": shape["live"], "chunk_width": shape["chunk_width"]}},
             "model": {"row_norm": "unit"},
-            "sparsity": {"start": "random", "rewire": {"interval": 0}},
+            "sparsity": {"start": "random", "schedule": {"kind": "static"}},
             "train": {"batch_size": shape["users"], "negatives": negatives, "warm_accumulator": 1.0},
             "cluster": {"workers": 0},
         },

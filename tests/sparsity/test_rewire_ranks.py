@@ -26,10 +26,10 @@ ROWS, DIMS, WIDTH, STEPS = 37, 400, 8, 10
 # one row lies on three shards of four ranks, one is at its ceiling
 LONG_ROWS = {15: 390, 7: 17, 24: 150, 30: 48}
 CASES: dict[str, dict[str, Any]] = {
-    "global": {"budget": {"floor": 2, "ceiling": 48}, "rewire": {"drop_fraction": 0.4}},
-    "ties": {"budget": {"floor": 1, "ceiling": 400}, "rewire": {"drop_fraction": 0.5}},
-    "row": {"budget": {"kind": "row", "floor": 1}, "rewire": {"drop_fraction": 0.5}},
-    "random": {"rewire": {"drop_fraction": 0.7, "grow": "random", "explore": 5}},
+    "global": {"budget": {"floor": 2, "ceiling": 48}, "schedule": {"drop_fraction": 0.4}},
+    "ties": {"budget": {"floor": 1, "ceiling": 400}, "schedule": {"drop_fraction": 0.5}},
+    "row": {"budget": {"kind": "row", "floor": 1}, "schedule": {"drop_fraction": 0.5}},
+    "random": {"schedule": {"drop_fraction": 0.7}, "grow": {"kind": "random", "explore": 5}},
 }
 PLACES = [(1, "row_wise"), (1, "table_wise"), (2, "row_wise"), (2, "table_wise"), (4, "row_wise"), (4, "table_wise")]
 
@@ -40,7 +40,8 @@ def content(case: str) -> Content:
 
 def make_config(case: str, norm: str) -> Config:
     sparsity = {"start": "random", **CASES[case]}
-    sparsity["rewire"] = {"interval": 1, "window": 1, "stop": 1.0, **sparsity["rewire"]}
+    sparsity["schedule"] = {"interval": 1, "stop": 1.0, **sparsity["schedule"]}
+    sparsity["grow"] = {"window": 1, **sparsity.get("grow", {})}
     sparsity["budget"] = {"ceiling": 400, **sparsity.get("budget", {})}
     item = {"dims": DIMS, "live": 2, "chunk_width": WIDTH}
     raw = {"tables": {"item": item}, "model": {"row_norm": norm}, "sparsity": sparsity, "run": {"seed": 3}}
