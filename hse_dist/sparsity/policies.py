@@ -1,0 +1,75 @@
+"""Every policy that a configuration can choose, with its source: one line each.
+
+In: nothing. Out: `POLICIES`, and the table of them in this package's README, which
+`python -m hse_dist.sparsity.policies` writes anew. A test holds both to the settings: a kind that a setting takes has
+its line here, and every line its kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- policies: generated -->", "<!-- policies: end -->"
+
+SURVEY = "Hoefler et al., arXiv 2102.00554"
+RIGL = "RigL, Evci et al., ICML 2020"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One kind of a setting.
+
+    Attributes:
+        setting: its dotted path. kind: its value.
+        what: what it does, in a line.
+        source: paper and section.
+        memory: bytes that it needs beside the table; "–" for none.
+    """
+
+    setting: str
+    kind: str
+    what: str
+    source: str
+    memory: str = "–"
+
+
+POLICIES = (
+    Policy("sparsity.start", "local_inverse", "a sparse factor of the inverse Gram matrix, one solve an item",
+           "FSAI, Kolotilina & Yeremin, SIAM J. Matrix Anal. 1993", "m² numbers an item that is being solved"),
+    Policy("sparsity.start", "hse", "the exact factor, cut; for small catalogues",
+           "HSE, Van Balen & Goethals, WWW 2021", "items × items float64 on the driver"),
+    Policy("sparsity.start", "random", "random columns with normal values", f"{SURVEY} §2.4"),
+    Policy("sparsity.schedule", "fixed", "the same number of live entries throughout; they move", f"{RIGL} §3"),
+    Policy("sparsity.schedule", "static", "live entries stay where the start put them", f"{SURVEY} §2.4"),
+    Policy("sparsity.drop", "magnitude", "the smallest |value| · √|gain|", f"{SURVEY} §3.2"),
+    Policy("sparsity.grow", "gradient", "the strongest loss gradient of positions that are not live", f"{RIGL} §3",
+           "explore × 20 bytes a candidate row and step of the window"),
+    Policy("sparsity.grow", "random", "random positions", "SET, Mocanu et al., Nature Communications 2018"),
+    Policy("sparsity.grow", "none", "nothing; so nothing is dropped", f"{SURVEY} §2.4"),
+    Policy("sparsity.budget", "global", "entries of all rows compete, between a floor and a ceiling a row",
+           f"{SURVEY} §3.9"),
+    Policy("sparsity.budget", "row", "every row keeps its own number", f"{SURVEY} §3.9"),
+)  # fmt: skip
+"""In the order of the settings."""
+
+
+def table() -> str:
+    """The policies as a Markdown table."""
+    lines = ["| setting | kind | what it does | memory beside the table | source |", "|---|---|---|---|---|"]
+    for policy in POLICIES:
+        cells = (f"`{policy.setting}`", f"`{policy.kind}`", policy.what, policy.memory, policy.source)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def with_table(text: str) -> str:
+    """`text` with what lies between the marks replaced by the table."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
