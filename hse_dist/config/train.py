@@ -25,6 +25,9 @@ class ModelSettings(Settings):
     """Share of a history that is hidden from the input, not from the target."""
     score_clip: PositiveFloat | None = None
     """Scores are clipped to ± this before the loss."""
+    user_entries: PositiveInt | None = None
+    """m, entries of a user's vector that scores see, the strongest ones; without it all. In training, at evaluation and
+    in what an export answers. The gradient passes straight through; training takes the plain path, which is slower."""
     compact_above: PositiveInt = 100_000
     """With more columns than this, a batch's columns are renumbered first."""
 

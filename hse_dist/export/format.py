@@ -12,7 +12,8 @@ In: blocks of rows (CSR), item ids and gains. Out: a folder of
 
 `value_type = "float16"` rounds the values once, so all files hold the same numbers, but the `.npz` keeps them as
 float32: SciPy stores halffloats and then fails on them (`toarray` raises in 1.17). Rows of a model with unit rows are
-written at length 1 with gain 1, so a reader needs no settings: score_j = gain_j · (Σ_{i in history} A_i) · A_j.
+written at length 1 with gain 1, so a reader needs no settings: score_j = gain_j · (Σ_{i in history} A_i) · A_j. If
+the manifest's `user_entries` is a number, only so many entries of the sum count, the strongest ones.
 
 The folder is whole or not there.
 """
@@ -76,6 +77,7 @@ def write_export(
     row_norm: Literal["unit", "free"],
     value_type: ValueType = "float32",
     form: Format = "parquet",
+    user_entries: int | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write an export, one block in memory at a time.
@@ -86,6 +88,7 @@ def write_export(
         dims: D.
         row_norm: `unit`: rows are brought to length 1 and gains are 1; `free`: both are written as they are.
         form: how the matrix is stored; `smallest`: the layout with the fewest bytes.
+        user_entries: entries of a user's vector that scores see, the strongest ones; None: all.
         extra: further JSON-able facts for the manifest, under `model`.
 
     Returns:
@@ -109,6 +112,7 @@ def write_export(
                 "value_type": value_type,
                 "column_type": str(column_type(dims)),
                 "row_norm": row_norm,
+                "user_entries": user_entries,
                 "live_entries": rows.live,
                 "negative_gains": rows.negative,
                 "format": storage.layout if storage else "parquet",
@@ -294,8 +298,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"The export {folder} has version {manifest.get('version')}, this program reads version {VERSION}.",
             cause="Export again, or use the program that wrote it.",
         )
-    if missing := {"items", "dims", "live_entries", "format"} - manifest.keys():
+    if missing := {"items", "dims", "live_entries", "format", "user_entries"} - manifest.keys():
         raise ExportError(f"The manifest of the export {folder} lacks {', '.join(sorted(missing))}.")
+    count = manifest["user_entries"]
+    if count is not None and (type(count) is not int or count < 1):
+        raise ExportError(f"The manifest of the export {folder} has user_entries = {count!r}.")
     if manifest["format"] not in ("parquet", *LAYOUTS):
         raise ExportError(f"The export {folder} has the format {manifest['format']}, which this program does not read.")
     return manifest
