@@ -45,6 +45,8 @@ def _dense(config: Config) -> Iterator[str]:
         yield f'tables.item.kind = "dense" starts at random, but sparsity.start = "{start}"'
     if config.model.row_norm != "unit":
         yield 'tables.item.kind = "dense" has no gains: set model.row_norm = "unit"'
+    if config.model.user_entries is not None:
+        yield 'tables.item.kind = "dense" has dense user vectors: leave out model.user_entries'
     usual = type(item.wire)()
     changed = [f"tables.item.wire.{name}" for name, value in item.wire if value != getattr(usual, name)]
     if changed:

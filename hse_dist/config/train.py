@@ -25,6 +25,9 @@ class ModelSettings(Settings):
     """Share of a history that is hidden from the input, not from the target."""
     score_clip: PositiveFloat | None = None
     """Scores are clipped to ± this before the loss."""
+    user_entries: PositiveInt | None = None
+    """m, entries of a user's vector that scores see, the strongest ones; without it all. In training, at evaluation and
+    in what an export answers. The gradient passes straight through; training takes the plain path, which is slower."""
     compact_above: PositiveInt = 100_000
     """With more columns than this, a batch's columns are renumbered first."""
 
@@ -85,6 +88,9 @@ class ExportSettings(Settings):
     """Where the export goes; without it `export` in the run folder."""
     values: Literal["float32", "float16"] = "float32"
     """Type of the exported values."""
+    format: Literal["parquet", "csr", "ell", "bitmap", "delta", "block", "smallest"] = "parquet"
+    """How the matrix is stored: for any program (Parquet and SciPy), or small, in one of the layouts of
+    export/sizes.py; `smallest` takes the one with the fewest bytes."""
 
 
 class CheckpointSettings(Settings):

@@ -1,15 +1,19 @@
-"""The export: the trained items as files that need nothing of this project to be read.
+"""The export: the trained items as files.
 
 In: blocks of rows (CSR), item ids and gains. Out: a folder of
 
-* `items.parquet`: item (the raw id), gain (float), columns (list of the smallest unsigned type that holds D), values
-  (list of float or halffloat); a row an item, in the order of the rows. This is what `Recommender` reads.
-* `items.npz`: the same matrix for `scipy.sparse.load_npz`, float32 `[items, D]` without gains.
-* `manifest.json`: version, sizes and sha256 of both files, and the facts of the model.
+* `items.parquet`: item (the raw id) and gain (float), a row an item, in the order of the rows.
+* the matrix, in one of two ways:
+    * `parquet`, for any program: columns (list of the smallest unsigned type that holds D) and values (list of float or
+      halffloat) in `items.parquet`, and the same matrix without gains for `scipy.sparse.load_npz`, float32
+      `[items, D]`, in `items.npz`;
+    * one of the layouts of `sizes.py`, small and of known size, as `.npy` files that `layouts.py` describes.
+* `manifest.json`: version, sizes and sha256 of the files, and the facts of the model.
 
-`value_type = "float16"` rounds the values once, so both files hold the same numbers, but the `.npz` keeps them as
+`value_type = "float16"` rounds the values once, so all files hold the same numbers, but the `.npz` keeps them as
 float32: SciPy stores halffloats and then fails on them (`toarray` raises in 1.17). Rows of a model with unit rows are
-written at length 1 with gain 1, so a reader needs no settings: score_j = gain_j · (Σ_{i in history} A_i) · A_j.
+written at length 1 with gain 1, so a reader needs no settings: score_j = gain_j · (Σ_{i in history} A_i) · A_j. If
+the manifest's `user_entries` is a number, only so many entries of the sum count, the strongest ones.
 
 The folder is whole or not there.
 """
@@ -18,28 +22,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from hse_dist.errors import ExportError, NumericError
-from hse_dist.export.npz import NpzWriter
+from hse_dist.export.compact import CompactWriter, array_files, describe, read_matrix, read_storage
+from hse_dist.export.sizes import LAYOUTS, Layout, Storage
+from hse_dist.export.tables import ITEMS, NPZ, ItemsWriter, OpenWriter, column_type, read_items, read_lists
 from hse_dist.files import new_folder, write_json
 
 KIND = "hse_dist export"
-VERSION = 1
-FILES = ("items.npz", "items.parquet")
+VERSION = 2
 MANIFEST = "manifest.json"
 
 ValueType = Literal["float32", "float16"]
-_ARROW_VALUES = {"float32": pa.float32(), "float16": pa.float16()}
+Format = Literal["parquet", "smallest"] | Layout
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,6 @@ class Export:
     manifest: dict[str, Any]
 
 
-def column_type(dims: int) -> pa.DataType:
-    """The smallest unsigned type that holds columns `0 … dims - 1`."""
-    return next(t for t in (pa.uint8(), pa.uint16(), pa.uint32()) if dims <= 2**t.bit_width)
-
-
 def write_export(
     folder: str | Path,
     blocks: Iterable[RowBlock],
@@ -78,6 +76,8 @@ def write_export(
     dims: int,
     row_norm: Literal["unit", "free"],
     value_type: ValueType = "float32",
+    form: Format = "parquet",
+    user_entries: int | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write an export, one block in memory at a time.
@@ -87,10 +87,12 @@ def write_export(
         item_ids: raw ids `[items]`, strings or integers.
         dims: D.
         row_norm: `unit`: rows are brought to length 1 and gains are 1; `free`: both are written as they are.
+        form: how the matrix is stored; `smallest`: the layout with the fewest bytes.
+        user_entries: entries of a user's vector that scores see, the strongest ones; None: all.
         extra: further JSON-able facts for the manifest, under `model`.
 
     Returns:
-        `folder`, `items`, `dims`, `live_entries`, `value_type`, `bytes` (all three files).
+        `folder`, `items`, `dims`, `live_entries`, `value_type`, `format`, `bytes` (all files).
 
     Raises:
         ExportError: the folder is something else, cannot be written, or the rows do not fit `item_ids` and `dims`.
@@ -100,7 +102,8 @@ def write_export(
     _refuse_to_replace(folder)
     try:
         with new_folder(folder) as temporary:
-            totals = _write_rows(temporary, blocks, item_ids, dims, row_norm, value_type)
+            rows = _Rows(blocks, item_ids, dims, row_norm, value_type)
+            storage = _write(temporary, rows, form)
             manifest = {
                 "kind": KIND,
                 "version": VERSION,
@@ -109,20 +112,25 @@ def write_export(
                 "value_type": value_type,
                 "column_type": str(column_type(dims)),
                 "row_norm": row_norm,
-                **totals,
+                "user_entries": user_entries,
+                "live_entries": rows.live,
+                "negative_gains": rows.negative,
+                "format": storage.layout if storage else "parquet",
+                "storage": describe(storage) if storage else None,
                 "model": dict(extra or {}),
-                "files": {name: _describe(temporary / name) for name in FILES},
+                "files": {name: _describe(temporary / name) for name in _files(storage)},
             }
             write_json(temporary / MANIFEST, manifest)
-            size = sum((temporary / name).stat().st_size for name in (*FILES, MANIFEST))
+            size = sum((temporary / name).stat().st_size for name in (*_files(storage), MANIFEST))
     except OSError as error:
         raise ExportError(f"The export {folder} cannot be written: {error}.") from error
     return {
         "folder": str(folder),
         "items": len(item_ids),
         "dims": dims,
-        "live_entries": totals["live_entries"],
+        "live_entries": rows.live,
         "value_type": value_type,
+        "format": manifest["format"],
         "bytes": size,
     }
 
@@ -145,48 +153,53 @@ def _kind(manifest: Path) -> object:
     return content.get("kind") if isinstance(content, dict) else None
 
 
-def _write_rows(
-    folder: Path, blocks: Iterable[RowBlock], item_ids: pa.Array, dims: int, row_norm: str, value_type: ValueType
-) -> dict[str, int]:
-    schema = pa.schema(
-        {
-            "item": item_ids.type,
-            "gain": pa.float32(),
-            "columns": pa.list_(column_type(dims)),
-            "values": pa.list_(_ARROW_VALUES[value_type]),
-        }
-    )
-    first = live = negative = 0
-    with (
-        NpzWriter(folder / "items.npz", dims) as npz,
-        # a dictionary packs columns into as few bits as they need; Parquet itself has no integers below 32 bits
-        pq.ParquetWriter(
-            folder / "items.parquet", schema, compression="zstd", use_dictionary=["columns.list.element"]
-        ) as parquet,
-    ):
-        for block in blocks:
+def _files(storage: Storage | None) -> tuple[str, ...]:
+    """Names of the files beside the manifest; `storage` is None for `parquet`."""
+    return (ITEMS, NPZ) if storage is None else (ITEMS, *array_files(storage))
+
+
+def _write(folder: Path, rows: _Rows, form: Format) -> Storage | None:
+    ids = rows.item_ids.type
+    if form == "parquet":
+        with OpenWriter(folder, rows.dims, rows.value_type, ids) as both:
+            for block in rows:
+                both.add(*block)
+        return None
+    with CompactWriter(folder, rows.dims, rows.value_type, form) as matrix, ItemsWriter(folder, ids) as items:
+        for part, gains, lengths, columns, values in rows:
+            items.add(part, gains)
+            matrix.add(lengths, columns, values)
+    return matrix.storage
+
+
+@dataclass
+class _Rows:
+    """Blocks as a reader will see them, checked: ids, gains, lengths, columns, values. What was seen is counted."""
+
+    blocks: Iterable[RowBlock]
+    item_ids: pa.Array
+    dims: int
+    row_norm: str
+    value_type: ValueType
+    live: int = 0
+    negative: int = 0
+
+    def __iter__(self) -> Iterator[tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        first = 0
+        for block in self.blocks:
             rows = len(block.offsets) - 1
             if rows == 0:
                 continue
-            columns, values, gains = _checked(block, first, dims, row_norm, value_type)
-            npz.add(np.diff(block.offsets), columns, values)
-            lists = [
-                pa.ListArray.from_arrays(pa.array(block.offsets - block.offsets[0], pa.int32()), pa.array(flat, kind))
-                for flat, kind in (
-                    (columns.astype(column_type(dims).to_pandas_dtype()), column_type(dims)),
-                    (values.astype(value_type), _ARROW_VALUES[value_type]),
-                )
-            ]
-            ids = item_ids.slice(first, rows)
+            columns, values, gains = _checked(block, first, self.dims, self.row_norm, self.value_type)
+            ids = self.item_ids.slice(first, rows)
             if len(ids) < rows:
-                raise ExportError(f"The tables have more rows than the vocabulary's {len(item_ids)} items.")
-            parquet.write_table(pa.table([ids, pa.array(gains, pa.float32()), *lists], schema=schema))
+                raise ExportError(f"The tables have more rows than the vocabulary's {len(self.item_ids)} items.")
+            yield ids, gains, np.diff(block.offsets), columns, values
             first += rows
-            live += len(columns)
-            negative += int((gains < 0).sum())
-        if first < len(item_ids):
-            raise ExportError(f"The tables have {first} rows, the vocabulary has {len(item_ids)} items.")
-    return {"live_entries": live, "negative_gains": negative}
+            self.live += len(columns)
+            self.negative += int((gains < 0).sum())
+        if first < len(self.item_ids):
+            raise ExportError(f"The tables have {first} rows, the vocabulary has {len(self.item_ids)} items.")
 
 
 def _checked(
@@ -209,7 +222,8 @@ def _checked(
         values = (values / np.where(length > 0, length, 1.0)[owner]).astype(np.float32)
         gains = np.ones_like(gains)
     with np.errstate(over="ignore"):
-        values = values.astype(value_type).astype(np.float32)
+        # no −0: the layout `block` means something by it
+        values = values.astype(value_type).astype(np.float32) + np.float32(0)
     bad = ~np.isfinite(gains)
     bad[owner[~np.isfinite(values)]] = True
     if bad.any():
@@ -233,7 +247,11 @@ def load_export(folder: str | Path) -> Export:
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
-    for name in FILES:
+    try:
+        storage = None if manifest["format"] == "parquet" else read_storage(manifest.get("storage"))
+    except ValueError as error:
+        raise ExportError(f"The manifest of the export {folder} cannot be used: {error}.") from None
+    for name in _files(storage):
         try:
             found = _describe(folder / name)
         except OSError as error:
@@ -241,24 +259,29 @@ def load_export(folder: str | Path) -> Export:
         if found != manifest["files"].get(name):
             raise ExportError(f"{folder / name} is truncated or changed.", cause="Copy it again, or export again.")
     try:
-        table = pq.read_table(folder / "items.parquet", partitioning=None)
+        table = read_items(folder)
         item_ids, gains = table["item"].combine_chunks(), table["gain"].to_numpy()
-        lengths = np.concatenate([pc.list_value_length(chunk).to_numpy() for chunk in table["columns"].chunks])
-        columns = _flat(table["columns"], np.dtype(np.int32) if manifest["dims"] < 2**31 else np.dtype(np.int64))
-        values = _flat(table["values"], np.dtype(np.float32))
-        if len(columns) != manifest["live_entries"] or (len(columns) and columns.max() >= manifest["dims"]):
-            raise ValueError("its live entries are others")
-        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        matrix = sp.csr_matrix((values, columns, offsets), shape=(manifest["items"], manifest["dims"]))
-        matrix.has_canonical_format = True
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        csr = read_lists(table) if storage is None else read_matrix(folder, storage)
+        matrix = _matrix(*csr, manifest)
+        if len(item_ids) != manifest["items"]:
+            raise ValueError(f"{ITEMS} has {len(item_ids)} items")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, pa.ArrowException) as error:
         raise ExportError(f"The export {folder} does not fit its manifest: {error}.", cause="Export again.") from None
     return Export(item_ids, matrix, gains, manifest)
 
 
-def _flat(lists: pa.ChunkedArray, dtype: np.dtype) -> np.ndarray:
-    """The entries of all rows; piece by piece, as one Arrow list array ends at 2^31 entries."""
-    return np.concatenate([chunk.flatten().to_numpy().astype(dtype) for chunk in lists.chunks])
+def _matrix(offsets: np.ndarray, columns: np.ndarray, values: np.ndarray, manifest: dict[str, Any]) -> sp.csr_matrix:
+    dims, live = manifest["dims"], manifest["live_entries"]
+    if len(columns) != live or len(values) != live or (live and not 0 <= columns.min() <= columns.max() < dims):
+        raise ValueError("its live entries are others")
+    columns = columns.astype(np.int32 if dims < 2**31 else np.int64)
+    falls = np.diff(columns) <= 0
+    falls[(offsets[1:-1] - 1)[(offsets[1:-1] > 0) & (offsets[1:-1] < live)]] = False  # from one row to another
+    if falls.any():
+        raise ValueError("the columns of a row do not rise")
+    matrix = sp.csr_matrix((values.astype(np.float32), columns, offsets), shape=(manifest["items"], dims))
+    matrix.has_canonical_format = True
+    return matrix
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -275,6 +298,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"The export {folder} has version {manifest.get('version')}, this program reads version {VERSION}.",
             cause="Export again, or use the program that wrote it.",
         )
-    if missing := {"items", "dims", "live_entries"} - manifest.keys():
+    if missing := {"items", "dims", "live_entries", "format", "user_entries"} - manifest.keys():
         raise ExportError(f"The manifest of the export {folder} lacks {', '.join(sorted(missing))}.")
+    count = manifest["user_entries"]
+    if count is not None and (type(count) is not int or count < 1):
+        raise ExportError(f"The manifest of the export {folder} has user_entries = {count!r}.")
+    if manifest["format"] not in ("parquet", *LAYOUTS):
+        raise ExportError(f"The export {folder} has the format {manifest['format']}, which this program does not read.")
     return manifest

@@ -2,7 +2,8 @@
 
 In: an export folder and histories of raw item ids. Out: items that are not in the history, best first, with scores.
 
-With the rows A and gains g of the export: u = Σ_{i in history} A_i, score_j = g_j · (u · A_j). The model's second term
+With the rows A and gains g of the export: u = Σ_{i in history} A_i, score_j = g_j · (u · A_j); of u the strongest
+entries alone if the export says how many. The model's second term
 takes back what an item gives itself, which concerns items of the history only, and these are never recommended.
 
 Compiled kernels score and choose in one sweep (`sweep.py`) where they were built. Without them both products are
@@ -65,6 +66,7 @@ class Recommender:
     def __init__(self, export: Export, threads: int | None = None, *, kernels: bool = True) -> None:
         self.item_ids = export.item_ids
         self._matrix, self._gains = export.matrix, export.gains
+        self._user_entries: int | None = export.manifest.get("user_entries")
         self._sweep = Sweep(export.matrix, export.gains, threads) if kernels and available(export.matrix) else None
 
     @cached_property
@@ -137,12 +139,23 @@ class Recommender:
         pooled = histories @ self._matrix
         # SciPy leaves the columns of a product in any order; in ascending order every sum is taken the same way
         pooled.sort_indices()
+        if self._user_entries is not None:
+            pooled = strongest(pooled, self._user_entries)
         if self._sweep:
             return self._sweep.top(pooled, histories, k)
         scores = (pooled @ self._by_column).toarray()
         scores *= self._gains
         scores[np.repeat(np.arange(users), np.diff(histories.indptr)), histories.indices] = -np.inf
         return top_k(scores, k)
+
+
+def strongest(users: sp.csr_matrix, count: int) -> sp.csr_matrix:
+    """The `count` entries of each row that are largest in size; of equal ones the lower column stays."""
+    owner = np.repeat(np.arange(users.shape[0]), np.diff(users.indptr))
+    order = np.lexsort((users.indices, -np.abs(users.data), owner))
+    kept = np.sort(order[np.arange(len(order)) - users.indptr[owner] < count])
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[kept], minlength=users.shape[0]))])
+    return sp.csr_matrix((users.data[kept], users.indices[kept], offsets), shape=users.shape)
 
 
 def _as_array(ids: list[Any], kind: pa.DataType) -> pa.Array:

@@ -54,6 +54,8 @@ def export_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
         dims=table.dims,
         row_norm=config.model.row_norm,
         value_type=config.export.values,
+        form=config.export.format,
+        user_entries=config.model.user_entries,
         extra={"run": config.run.folder, "step": step, "start": config.sparsity.start},
     )
 

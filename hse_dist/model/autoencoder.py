@@ -8,6 +8,9 @@ The second term takes out an item's own contribution (EASE's zero diagonal). Row
 (Vančura et al., RecSys 2022); free rows with g = ±1/diag(P) contain HSE (Van Balen & Goethals, WWW 2021) and EASE
 (Steck, WWW 2019) exactly.
 
+`user_entries` keeps only the strongest entries of u before it is scored (HSE's bound on user vectors). The second term
+stays as it is, though an item's own part in the entries that were left out is not in its score.
+
 Shapes: B users, b of them at a time, the first N of them, C candidates, L history positions, K columns in use.
 """
 
@@ -21,7 +24,7 @@ from torch import Tensor
 from hse_dist.config import ModelSettings
 from hse_dist.data.batch import Batch
 from hse_dist.model.fused import FusedLoss, Histories, Kept, available
-from hse_dist.model.kernels import CosineLoss
+from hse_dist.model.kernels import CosineLoss, Strongest
 from hse_dist.model.operators import DenseOperators, Operators, SparseOperators, columns_in_use
 from hse_dist.tables.block import DenseRows, SparseRows
 
@@ -86,7 +89,11 @@ class Autoencoder:
         kept = self._kept_columns(rows, None)
         users = len(offsets) - 1
         user = torch.repeat_interleave(torch.arange(users, device=offsets.device), offsets.diff())
-        return self.operators(rows, kept).pool(positions, user, users), kept
+        return self._strongest(self.operators(rows, kept).pool(positions, user, users)), kept
+
+    def _strongest(self, u_kb: Tensor) -> Tensor:
+        count = self.settings.user_entries
+        return u_kb if count is None else Strongest.apply(u_kb, count)
 
     def _kept_columns(self, rows: SparseRows | DenseRows, positions: Tensor | None) -> Tensor | None:
         if isinstance(rows, DenseRows) or rows.dims <= self.settings.compact_above:
@@ -106,7 +113,9 @@ class Autoencoder:
         lengths = batch.offsets.diff()
         trained = max(int((lengths > 0).sum()), 1)
         histories = Histories(batch.offsets, batch.positions, self._seen(batch.positions, generator), trained)
-        if isinstance(rows, SparseRows) and available(rows.values):
+        # the compiled sweep pools and scores in one go and has no search for the strongest entries in between
+        whole = self.settings.user_entries is None
+        if whole and isinstance(rows, SparseRows) and available(rows.values):
             return self.fused_loss(rows, histories, collect=collect)
         return self.plain_loss(rows, histories, collect=collect)
 
@@ -138,6 +147,9 @@ class Autoencoder:
             else:
                 u_kb = operators.pool(positions[shown[part]], owner[shown[part]], last - first)
                 own = own * shown[part]  # a hidden item contributes nothing to its own score
+            # what growth scores read is behind this: its values as they are scored, and with a gradient that passes
+            # straight through that of all entries
+            u_kb = self._strongest(u_kb)
             scores_cb = operators.score(u_kb)
             if first < collect:
                 u_kb.retain_grad()

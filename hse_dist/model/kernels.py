@@ -59,6 +59,31 @@ class Pool(Function):
         return grad.new_zeros(ctx.size).index_add_(0, entries, taken), None, None, None, None
 
 
+class Strongest(Function):
+    """The `count` entries of each user vector that are largest in size; the others are 0 (HSE, Van Balen & Goethals,
+    WWW 2021, bounds user vectors so). Of equal ones the lower column stays.
+
+    The gradient passes straight through, to what was left out too: an entry that is too weak today can still become
+    strong. (Hoefler et al., arXiv 2102.00554, on ephemeral sparsity; Bengio et al., arXiv 1308.3432.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u_db: Tensor, count: int) -> Tensor:
+        """u_db [D, B]."""
+        if count >= len(u_db):
+            return u_db.clone()
+        sizes = u_db.abs()
+        weakest = sizes.topk(count, dim=0).values[-1]
+        above, tied = sizes > weakest, sizes == weakest
+        room = count - above.sum(0)
+        return u_db * (above | (tied & (tied.cumsum(0) <= room)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, None
+
+
 class Pattern:
     """Which entries of a [C, D] matrix are live, by rows and, when a backward pass asks for it, by columns.
 

@@ -22,7 +22,7 @@ class Policy:
     """One kind of a setting.
 
     Attributes:
-        setting: its dotted path. kind: its value.
+        setting: its dotted path. kind: its value; empty for a setting that is a number.
         what: what it does, in a line.
         source: paper and section.
         memory: bytes that it needs beside the table; "–" for none.
@@ -36,6 +36,8 @@ class Policy:
 
 
 POLICIES = (
+    Policy("model.user_entries", "", "the strongest m entries of a user's vector are scored; straight-through gradient",
+           "HSE, Van Balen & Goethals, WWW 2021"),
     Policy("sparsity.start", "local_inverse", "a sparse factor of the inverse Gram matrix, one solve an item",
            "FSAI, Kolotilina & Yeremin, SIAM J. Matrix Anal. 1993", "m² numbers an item that is being solved"),
     Policy("sparsity.start", "hse", "the exact factor, cut; for small catalogues",
@@ -59,7 +61,13 @@ def table() -> str:
     """The policies as a Markdown table."""
     lines = ["| setting | kind | what it does | memory beside the table | source |", "|---|---|---|---|---|"]
     for policy in POLICIES:
-        cells = (f"`{policy.setting}`", f"`{policy.kind}`", policy.what, policy.memory, policy.source)
+        cells = (
+            f"`{policy.setting}`",
+            f"`{policy.kind}`" if policy.kind else "a number",
+            policy.what,
+            policy.memory,
+            policy.source,
+        )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

@@ -21,12 +21,13 @@ from hse_dist.testing.runs import small_config
 from hse_dist.testing.tables import Content
 
 DIMS, DENSE_DIMS = 64, 8
-# how the table is held, the norm of its rows, from how many columns on they are renumbered
+# how the table is held, the norm of its rows, from how many columns on they are renumbered, entries of a user
 CASES = {
-    "packed, free": ("row_wise", "free", 1000),
-    "packed, unit": ("table_wise", "unit", 1000),
-    "packed, free, compacted": ("row_wise", "free", 1),
-    "dense": ("dense", "unit", 1000),
+    "packed, free": ("row_wise", "free", 1000, None),
+    "packed, unit": ("table_wise", "unit", 1000, None),
+    "packed, free, compacted": ("row_wise", "free", 1, None),
+    "packed, free, strongest of users": ("row_wise", "free", 1000, 9),
+    "dense": ("dense", "unit", 1000, None),
 }
 
 
@@ -47,7 +48,7 @@ def dense_values(items: int) -> np.ndarray:
 
 
 def make_table(ranks: Ranks, items: int, case: str) -> PackedTable | DenseTable:
-    sharding, norm, _ = CASES[case]
+    sharding, norm, *_ = CASES[case]
     if sharding != "dense":
         return content(items).table(ranks, sharding, TrainSettings(), with_gains=norm == "free")
     table = DenseTable(items, DENSE_DIMS, ranks, TrainSettings(), "row_wise")
@@ -59,8 +60,8 @@ def make_table(ranks: Ranks, items: int, case: str) -> PackedTable | DenseTable:
 def rank(ranks: Ranks, prepared: Prepared, case: str, blocks: list[tuple[int, int]]) -> list[Any]:
     """(values of each user, result) for every size of blocks of users and items."""
     table = make_table(ranks, prepared.items, case)
-    _, norm, compact_above = CASES[case]
-    model = Autoencoder(ModelSettings(row_norm=norm, compact_above=compact_above))
+    _, norm, compact_above, entries = CASES[case]
+    model = Autoencoder(ModelSettings(row_norm=norm, compact_above=compact_above, user_entries=entries))
     answers = []
     for users, items in blocks:
         settings = EvaluateSettings(users=users, items=items)
@@ -71,7 +72,7 @@ def rank(ranks: Ranks, prepared: Prepared, case: str, blocks: list[tuple[int, in
 
 def reference(prepared: Prepared, case: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The same from all scores at once, in float64, user by user."""
-    items, (sharding, norm, _) = prepared.items, CASES[case]
+    items, (sharding, norm, _, entries) = prepared.items, CASES[case]
     if sharding == "dense":
         table = dense_values(items).astype(np.float64)
     else:
@@ -82,7 +83,11 @@ def reference(prepared: Prepared, case: str) -> tuple[dict[str, np.ndarray], dic
         table /= np.linalg.norm(table, axis=1, keepdims=True)
     gains = np.ones(items) if norm == "unit" else np.sign(rows.gains) * np.maximum(np.abs(rows.gains), 1e-3)
     history, target = (matrix.toarray() > 0 for matrix in (prepared.matrix("test"), prepared.targets("test")))
-    scores = (history @ table @ table.T) * gains
+    users_ud = history @ table
+    if entries is not None:
+        weaker = np.argsort(-np.abs(users_ud), axis=1, kind="stable")[:, entries:]
+        np.put_along_axis(users_ud, weaker, 0, axis=1)
+    scores = (users_ud @ table.T) * gains
     top = [[i for i in np.argsort(-scores[u], kind="stable") if not history[u, i]][:100] for u in range(len(scores))]
     counts = prepared.counts()
     third = np.minimum(3 * (np.cumsum(counts) - counts) // counts.sum(), 2)

@@ -12,7 +12,8 @@ import pytest
 import scipy.sparse as sp
 
 from hse_dist.errors import ExportError, NumericError
-from hse_dist.export.format import RowBlock, column_type, load_export, write_export
+from hse_dist.export.format import RowBlock, load_export, write_export
+from hse_dist.export.tables import column_type
 
 
 def random_rows(seed: int, items: int, dims: int) -> tuple[sp.csr_matrix, np.ndarray]:
@@ -175,8 +176,8 @@ def flip(path: Path) -> None:
         (lambda e: (e / "manifest.json").write_text('{"kind'), "manifest .* cannot be read"),
         (lambda e: (e / "manifest.json").write_text("[]"), "not the manifest of an export"),
         (lambda e: (e / "manifest.json").write_text('{"kind": "other", "files": {}}'), "not the manifest"),
-        (lambda e: edit(e, version=2), "has version 2, this program reads version 1"),
-        (lambda e: edit(e, files={}), r"items\.npz is truncated or changed"),
+        (lambda e: edit(e, version=1), "has version 1, this program reads version 2"),
+        (lambda e: edit(e, files={}), r"items\.parquet is truncated or changed"),
         (lambda e: edit(e, dims=2), "does not fit its manifest"),
         (lambda e: edit(e, items=3), "does not fit its manifest"),
         (lambda e: edit(e, live_entries=3), "does not fit its manifest"),

@@ -6,7 +6,14 @@ from typing import get_args
 
 import pytest
 
-from hse_dist.config import BudgetSettings, DropSettings, GrowSettings, ScheduleSettings, SparsitySettings
+from hse_dist.config import (
+    BudgetSettings,
+    DropSettings,
+    GrowSettings,
+    ModelSettings,
+    ScheduleSettings,
+    SparsitySettings,
+)
 from hse_dist.sparsity.policies import POLICIES, README, with_table
 
 KINDS = {
@@ -17,6 +24,9 @@ KINDS = {
     "sparsity.budget": BudgetSettings.model_fields["kind"],
 }
 
+NUMBERS = {"model.user_entries": ModelSettings.model_fields["user_entries"]}
+"""Policies that are on where a number is set."""
+
 
 @pytest.mark.parametrize("setting", KINDS)
 def test_every_kind_has_a_line_and_every_line_a_kind(setting):
@@ -25,7 +35,9 @@ def test_every_kind_has_a_line_and_every_line_a_kind(setting):
 
 
 def test_every_line_belongs_to_a_setting():
-    assert {policy.setting for policy in POLICIES} == set(KINDS)
+    assert {policy.setting for policy in POLICIES} == set(KINDS) | set(NUMBERS)
+    assert all(policy.kind == "" for policy in POLICIES if policy.setting in NUMBERS)
+    assert all(field.default is None for field in NUMBERS.values())
 
 
 def test_the_readme_has_the_table_of_now():

@@ -89,6 +89,7 @@ CASES: dict[str, dict[str, Any]] = {
         "train__optimizer": "adagrad",
         "model__input_dropout": 0.1,
     },
+    "unit, random, strongest of users": {"model__user_entries": 12},
     "unit, random, compacted": {"model__compact_above": 1, "tables__item__sharding": "table_wise"},
 }
 

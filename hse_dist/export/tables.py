@@ -1,0 +1,107 @@
+"""The files of an export that any program reads: `items.parquet`, and `items.npz` for SciPy.
+
+In: checked blocks of rows. Out: the files, one block in memory at a time; and what `items.parquet` holds.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hse_dist.export.layouts import Csr
+from hse_dist.export.npz import NpzWriter
+
+ITEMS, NPZ = "items.parquet", "items.npz"
+_ARROW_VALUES = {"float32": pa.float32(), "float16": pa.float16()}
+
+
+def column_type(dims: int) -> pa.DataType:
+    """The smallest unsigned type that holds columns `0 … dims - 1`."""
+    return next(t for t in (pa.uint8(), pa.uint16(), pa.uint32()) if dims <= 2**t.bit_width)
+
+
+class ItemsWriter:
+    """`items.parquet`: a row an item, with its id and gain. Context manager."""
+
+    def __init__(self, folder: Path, ids: pa.DataType, lists: tuple[pa.Field, ...] = ()) -> None:
+        self._schema = pa.schema([pa.field("item", ids), pa.field("gain", pa.float32()), *lists])
+        # a dictionary packs columns into as few bits as they need; Parquet itself has no integers below 32 bits
+        packed = [f"{field.name}.list.element" for field in lists if field.name == "columns"]
+        self._parquet = pq.ParquetWriter(
+            folder / ITEMS, self._schema, compression="zstd", use_dictionary=packed if packed else True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._parquet.close()
+
+    def add(self, ids: pa.Array, gains: np.ndarray, lists: tuple[pa.Array, ...] = ()) -> None:
+        """The next items."""
+        self._parquet.write_table(pa.table([ids, pa.array(gains, pa.float32()), *lists], schema=self._schema))
+
+
+class OpenWriter:
+    """Both files, with the matrix in each of them. Context manager."""
+
+    def __init__(self, folder: Path, dims: int, value_type: str, ids: pa.DataType) -> None:
+        self._columns, self._values, self._value_type = column_type(dims), _ARROW_VALUES[value_type], value_type
+        self._lists = (pa.field("columns", pa.list_(self._columns)), pa.field("values", pa.list_(self._values)))
+        self._stack = ExitStack()
+        self._folder, self._dims, self._ids = folder, dims, ids
+
+    def __enter__(self) -> Self:
+        self._npz = self._stack.enter_context(NpzWriter(self._folder / NPZ, self._dims))
+        self._items = self._stack.enter_context(ItemsWriter(self._folder, self._ids, self._lists))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def add(
+        self, ids: pa.Array, gains: np.ndarray, lengths: np.ndarray, columns: np.ndarray, values: np.ndarray
+    ) -> None:
+        """The next items."""
+        self._npz.add(lengths, columns, values)
+        ends = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        flats = (
+            pa.array(columns.astype(self._columns.to_pandas_dtype()), self._columns),
+            pa.array(values.astype(self._value_type), self._values),
+        )
+        self._items.add(ids, gains, tuple(pa.ListArray.from_arrays(ends, flat) for flat in flats))
+
+
+def read_items(folder: Path) -> pa.Table:
+    """What `items.parquet` holds.
+
+    Raises:
+        OSError, pa.ArrowException: it cannot be read.
+    """
+    return pq.read_table(folder / ITEMS, partitioning=None)
+
+
+def read_lists(table: pa.Table) -> Csr:
+    """The rows of the columns `columns` and `values`.
+
+    Raises:
+        KeyError, pa.ArrowException: the table has others.
+    """
+    lengths = np.concatenate([pc.list_value_length(chunk).to_numpy() for chunk in table["columns"].chunks])
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), _flat(table["columns"]), _flat(table["values"])
+
+
+def _flat(lists: pa.ChunkedArray) -> np.ndarray:
+    """The entries of all rows; piece by piece, as one Arrow list array ends at 2^31 entries."""
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in lists.chunks])
