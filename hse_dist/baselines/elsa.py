@@ -47,15 +47,20 @@ WIDE = 1024
 """D of `gradual-topk`, or the number of items where that is smaller."""
 PROBE = 128
 """D with which its rate is chosen."""
-RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
-"""The rates that validation chooses from; the climb begins at 0.05."""
-EPOCHS = 30
-BATCH = 256
-"""Users a step."""
+RATES = (0.02, 0.05, 0.1, 0.2, 0.5)
+"""The rates that validation chooses from; the climb begins at 0.1."""
+EPOCHS = 24
+"""Epochs at most."""
+BATCHES = 8
+"""Steps an epoch, where that makes `USERS` users a step: small data need as many steps as large."""
+USERS = (64, 1024)
+"""The fewest and the most users a step."""
 PRUNE = 0.6
 """The part of the steps in which k_t falls."""
-EVERY = 3
+EVERY = 2
 """Epochs from one measurement on validation to the next."""
+PATIENCE = 2
+"""Measurements without a new best one that end a training."""
 RENEW = 4
 """Steps from one choice of the strongest entries to the next."""
 
@@ -133,16 +138,16 @@ def train(x: sp.csr_matrix, plan: Plan, request: Request) -> Trained:
     generator = torch.Generator().manual_seed(request.seed)
     weights = torch.randn(x.shape[1], plan.dims, generator=generator)
     optimizer = torch.optim.Adam([weights], lr=plan.rate)
-    steps = -(-x.shape[0] // BATCH) * EPOCHS
-    best: Trained | None = None
-    mask, step, kept = None, 0, plan.dims
+    size = min(max(x.shape[0] // BATCHES, USERS[0]), USERS[1])
+    steps = -(-x.shape[0] // size) * EPOCHS
+    best, mask, step, kept = None, None, 0, plan.dims
     for epoch in range(1, EPOCHS + 1):
         order = torch.randperm(x.shape[0], generator=generator).numpy()
-        for first in range(0, len(order), BATCH):
+        for first in range(0, len(order), size):
             kept = entries_kept(plan, step / steps)
             if kept < plan.dims and step % RENEW == 0:
                 mask = strongest_mask(weights, kept)
-            _, weights.grad = gradient(x[order[first : first + BATCH]], weights, mask)
+            _, weights.grad = gradient(x[order[first : first + size]], weights, mask)
             optimizer.step()
             step += 1
         if kept == plan.live and (epoch % EVERY == 0 or epoch == EPOCHS):
@@ -150,6 +155,8 @@ def train(x: sp.csr_matrix, plan: Plan, request: Request) -> Trained:
             found = Trained(rows, measure(scorer(rows), request, "valid"), epoch)
             if best is None or found.value > best.value:
                 best = found
+            elif epoch - best.epoch >= PATIENCE * EVERY:
+                break
     assert best is not None
     logger.info("%s: validation %s %.4f in epoch %d", plan, CHOICE, best.value, best.epoch)
     return best

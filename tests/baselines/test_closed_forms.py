@@ -98,6 +98,7 @@ def test_baselines_and_budgets_share_a_factorization(folder, tmp_path, monkeypat
 
     first = run(Factors(folder, folder=tmp_path))
     assert len(fitted) == len(set(fitted)) == len(list(tmp_path.iterdir())) < 12
+    assert Factors(folder, folder=tmp_path).known() == sorted(fitted) and 200.0 in fitted
     fitted.clear()
     assert run(Factors(folder, folder=tmp_path)) == first and fitted == []
     # other data do not take it for theirs
