@@ -29,6 +29,7 @@ def test_every_baseline_keeps_to_its_budget_and_beats_chance(folder, monkeypatch
     if name == "als":
         pytest.importorskip("implicit", exc_type=ImportError)
     monkeypatch.setattr(elsa, "EPOCHS", 6)
+    monkeypatch.setattr(elsa, "PRUNE", 3)
     result, users = evaluate_baseline(name, folder, "test", bytes_per_item=64)
     if BASELINES[name].sized:
         assert 32 < result["bytes_per_item"] <= 64
