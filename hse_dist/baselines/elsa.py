@@ -47,7 +47,7 @@ WIDE = 1024
 """D of `gradual-topk`, or the number of items where that is smaller."""
 PROBE = 128
 """D with which its rate is chosen."""
-RATES = (0.02, 0.05, 0.1, 0.2, 0.5)
+RATES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The rates that validation chooses from; the climb begins at 0.1."""
 EPOCHS = 60
 """Epochs at most; validation ends most trainings before."""

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 import hse_dist.baselines.factors as factors
+import hse_dist.sparsity.start.hse as start
 from hse_dist.baselines.closed_forms import first_guess, strongest_of_all, strongest_of_item
 from hse_dist.baselines.factors import Factors
 from hse_dist.baselines.registry import evaluate_baseline
@@ -50,6 +51,15 @@ def test_models_are_those_of_slow_references(folder, most: int) -> None:
     # the first rows of a lower triangle are short, and items that share no user with others have nothing else
     assert 120 * most < result["live_entries"] == np.count_nonzero(rows) <= most * 130 - most * (most - 1) // 2
     assert result["bytes_per_item"] == 8 * result["live_entries"] / 130
+
+
+def test_the_factor_is_that_of_our_own_start(folder) -> None:
+    x = folder.matrix("train")
+    expected, gains, multiple = start.factorize(x, LAMBDA)
+    model = factors.fit_ease(x, LAMBDA, np.float64)
+    np.testing.assert_allclose(-model.scale, gains)
+    assert multiple == 2
+    np.testing.assert_allclose(np.tril(factors.factorize(model)), expected, atol=1e-12)
 
 
 def test_weights_kept_globally_are_the_largest_of_all(folder) -> None:
