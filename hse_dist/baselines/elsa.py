@@ -10,12 +10,13 @@ WWW 2026), from its description: D is large, and each row keeps its k_t largest 
 falls exponentially from D to k = bytes / 8 over the first `PRUNE` epochs and stays there. An entry that is cut
 gets no gradient and keeps its value, so that it comes back when others shrink below it.
 
-The rate is chosen on validation: for `dense` with the model itself, for `gradual-topk` on a table of at most
-`PROBE` dimensions pruned in the same proportion, as one training at the full D costs items × D × users × 6 flops an
-epoch. Entries start as unit normals, so that a rate moves them by the same part of themselves whatever D is. Of the
-epochs measured on validation (only those at k entries) the best one is the result.
+The rate is chosen on validation: for `dense` with the model itself, for `gradual-topk` on a table of at most `PROBE`
+dimensions and the same k. Entries start as unit normals, so that a rate moves them by the same part of themselves
+whatever D is. Of the epochs measured on validation (only those at k entries) the best one is the result.
 
-COST
+A step costs items × D² multiplications, twice, whatever its users: on one thread of a CPU 1.4 s for 17 000 items and
+D = 1 024, a hundredth of that for D = 64. So citeulike-a takes half a minute for `dense` and some four
+for `gradual-topk`; Gowalla (41 000 items, 27 steps an epoch) is reckoned at half an hour for the latter.
 """
 
 from __future__ import annotations
