@@ -6,14 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from hse_dist.config.base import Settings
+from hse_dist.config.base import Fraction, Settings
 
 
 class LocalInverseSettings(Settings):
     regularization: PositiveFloat = 200.0
     """λ added to the diagonal of the Gram matrix."""
+    dropout: Fraction = 0.0
+    """p, the share of a history that is thought missing: p / (1 − p) · counts is added to the diagonal."""
     entries: Annotated[int, Field(ge=1, le=1024)] = 100
     """m, the size of each item's pattern."""
+    refit: bool = True
+    """Solve for the values again on the entries that the cut has left."""
     tasks: PositiveInt = 4
     """Ranges of items, solved by one task each."""
 

@@ -1,6 +1,7 @@
 """Make a start: from prepared histories to a start folder, by the kind that the configuration names.
 
     local_inverse   co-occurrence → ranges of items solved as tasks → parts by range of rows → global cut
+                    (with `refit`: → what is left, by range of items → solved again → parts → global cut)
     hse             exact factor on the driver                      → parts by range of rows → global cut
     random          ranges of rows, each by itself
 
@@ -24,13 +25,13 @@ from hse_dist.config import MAX_DIMS, Config, LocalInverseSettings
 from hse_dist.errors import ConfigError, DataError
 from hse_dist.files import new_folder, write_json
 from hse_dist.sparsity.selection import RadixSelection
-from hse_dist.sparsity.start.cut import Budget, Doubles, NewSelection, cut
+from hse_dist.sparsity.start.cut import Budget, Cutter, Doubles, NewSelection
 from hse_dist.sparsity.start.folder import VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
 from hse_dist.sparsity.start.gram import open_co_occurrence, write_co_occurrence
 from hse_dist.sparsity.start.hse import factorize, strongest_entries
-from hse_dist.sparsity.start.local_inverse import solve_range
+from hse_dist.sparsity.start.local_inverse import Regularization, find_patterns, join_patterns, solve
 from hse_dist.sparsity.start.random_rows import random_entries, row_lengths
-from hse_dist.sparsity.start.triples import write_parts
+from hse_dist.sparsity.start.triples import read_parts, write_parts
 from hse_dist.tasks import map_tasks
 
 
@@ -145,14 +146,35 @@ def _local_inverse(config: Config, prepared: Histories, target: Path, new_select
     bounds = np.linspace(0, prepared.items, min(settings.tasks, prepared.items) + 1).astype(int).tolist()
     parts = [(work, settings, index, *bounds) for index, bounds in enumerate(pairwise(bounds))]
     map_tasks(_solve_part, parts, at_a_time=settings.tasks, label="start solve")
-    return _cut(config, prepared, target, None, new_selection)
+    cutter = _cutter(config, prepared, new_selection)
+    if settings.refit:
+        cutter.hand_back(work)
+        shutil.rmtree(work / "parts")
+        refits = [(work, settings, index, *bounds) for index, bounds in enumerate(row_ranges(prepared.items))]
+        map_tasks(_refit_part, refits, at_a_time=settings.tasks, label="start refit")
+        shutil.rmtree(work / "kept")
+    return _finish(cutter, target)
 
 
 def _solve_part(part: tuple[Path, LocalInverseSettings, int, int, int]) -> None:
     work, settings, index, first, last = part
-    pairs = open_co_occurrence(work / "gram")
-    triples = solve_range(pairs, first, last, regularization=settings.regularization, size=settings.entries)
+    pairs, regularization = open_co_occurrence(work / "gram"), _regularization(settings)
+    diagonal = regularization.diagonal(pairs.counts)
+    patterns = find_patterns(pairs, first, last, diagonal=diagonal, size=settings.entries)
+    write_parts(solve(pairs, patterns, regularization), work / "parts", index)
+
+
+def _refit_part(part: tuple[Path, LocalInverseSettings, int, int, int]) -> None:
+    """Solve a range of items again on the patterns that the cut has left them."""
+    work, settings, index, first, last = part
+    kept = read_parts(work / "kept", index)
+    patterns = join_patterns(kept.rows, kept.columns, first, last)
+    triples = solve(open_co_occurrence(work / "gram"), patterns, _regularization(settings))
     write_parts(triples, work / "parts", index)
+
+
+def _regularization(settings: LocalInverseSettings) -> Regularization:
+    return Regularization(settings.regularization, settings.dropout)
 
 
 def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
@@ -160,17 +182,17 @@ def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSe
     for index, triples in enumerate(strongest_entries(factor, _budget(config, prepared.items).ceiling)):
         write_parts(triples, target / "work" / "parts", index)
     del factor
-    return {"diagonal_multiple": multiple, **_cut(config, prepared, target, gains, new_selection)}
+    return {"diagonal_multiple": multiple, **_finish(_cutter(config, prepared, new_selection), target, gains)}
 
 
-def _cut(
-    config: Config, prepared: Histories, target: Path, gains: Doubles | None, new_selection: NewSelection
-) -> dict[str, Any]:
+def _cutter(config: Config, prepared: Histories, new_selection: NewSelection) -> Cutter:
+    budget = _budget(config, prepared.items)
+    return Cutter(prepared.items, budget, new_selection, at_a_time=config.sparsity.local_inverse.tasks)
+
+
+def _finish(cutter: Cutter, target: Path, gains: Doubles | None = None) -> dict[str, Any]:
     """Cut the parts in `target/work` into the files of the start, and remove the work."""
-    budget, tasks = _budget(config, prepared.items), config.sparsity.local_inverse.tasks
-    made = cut(
-        target / "work", target, prepared.items, budget, gains=gains, new_selection=new_selection, at_a_time=tasks
-    )
+    made = cutter.finish(target / "work", target, gains)
     shutil.rmtree(target / "work")
     return made
 

@@ -78,6 +78,29 @@ def test_a_full_local_inverse_scores_like_ease(histories, ease, tmp_path: Path) 
     assert start.live_entries == 12 * 13 // 2  # fewer than the budget: all of the triangle is kept
 
 
+def gram_of(histories, regularization: float) -> np.ndarray:
+    x = histories.matrix("train").toarray().astype(np.float64)
+    return x.T @ x + regularization * np.eye(x.shape[1])
+
+
+def test_refit_values_are_the_best_on_what_the_cut_left(histories, small_ranges: int, tmp_path: Path) -> None:
+    cut = make_start(config("local_inverse", live=4, refit=False), histories, tmp_path / "cut")
+    refit = make_start(config("local_inverse", live=4), histories, tmp_path / "refit")
+    gram, before, after = gram_of(histories, 5.0), dense(cut).T, dense(refit).T / refit.manifest["value_scale"]
+    assert refit.live_entries == cut.live_entries == 200
+    same = 0
+    for i in range(50):
+        pattern = sorted({*np.flatnonzero(before[i]), i})
+        solution = np.linalg.solve(gram[np.ix_(pattern, pattern)], np.eye(len(pattern))[-1])
+        left = np.flatnonzero(after[i])
+        assert set(left) <= set(pattern)  # an item that the cut took from its own pattern came back for the solve
+        expected = np.zeros(50)
+        expected[pattern] = solution / np.sqrt(solution[-1])
+        np.testing.assert_allclose(after[i, left], expected[left], rtol=1e-4)
+        same += len(left) == np.count_nonzero(before[i])
+    assert same >= 40
+
+
 def test_a_row_budget_keeps_each_rows_strongest(histories, tmp_path: Path) -> None:
     start = make_start(config("hse", live=5, budget={"kind": "row"}), histories, tmp_path / "start")
     full = dense(make_start(config("hse", live=50, budget={"ceiling": 50}), histories, tmp_path / "full"))
@@ -128,7 +151,7 @@ def test_the_server_decides_the_cut(histories, small_ranges: int, tmp_path: Path
             return super().feed(histograms)
 
     watched = make_start(config("local_inverse", live=3), histories, tmp_path / "watched", Watched)
-    assert asked == [(0, (8, 2048)), (1, (8, 2048)), (2, (8, 1024))]
+    assert asked == 2 * [(0, (8, 2048)), (1, (8, 2048)), (2, (8, 1024))]  # before and after the refit
     plain = make_start(config("local_inverse", live=3), histories, tmp_path / "plain")
     assert content(watched.folder) == content(plain.folder)
 
