@@ -12,8 +12,10 @@ from hse_dist.config.base import Fraction, Settings
 class LocalInverseSettings(Settings):
     regularization: PositiveFloat = 200.0
     """λ added to the diagonal of the Gram matrix."""
-    dropout: Fraction = 0.0
+    dropout: Fraction = 0.5
     """p, the share of a history that is thought missing: p / (1 − p) · counts is added to the diagonal."""
+    history_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """β: a history of n items counts as n^−β (on average over interactions as 1) in the Gram matrix; 0: all alike."""
     entries: Annotated[int, Field(ge=1, le=1024)] = 100
     """m, the size of each item's pattern."""
     refit: bool = True

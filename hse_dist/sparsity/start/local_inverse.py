@@ -2,9 +2,10 @@
 
 In: the co-occurrence of a catalogue ordered by falling count. Out: triples (row, column, value) of the item embeddings.
 
-With G = XᵀX + Λ, item i's pattern S is i itself and the m - 1 more popular items j with the largest G_ij / G_jj. The
-factor's row is L[i, S] = y / √y_i where G[S, S] y = e_i, so that LᵀL ≈ G⁻¹ and column j of L is item j's embedding.
-With the Cholesky factor G[S, S] = UᵀU and i last in S, that row is simply the solution of U x = e_i.
+With G = XᵀX + Λ (XᵀWX + Λ, where users have weights), item i's pattern S is i itself and the m - 1 more popular items
+j with the largest G_ij / G_jj. The factor's row is L[i, S] = y / √y_i where G[S, S] y = e_i, so that LᵀL ≈ G⁻¹ and
+column j of L is item j's embedding. With the Cholesky factor G[S, S] = UᵀU and i last in S, that row is simply the
+solution of U x = e_i.
 
 The cut to the budget leaves each item a smaller pattern, on which the same solve gives the best values, as the others
 make up for those that were cut: the refit. The cut's score |value| · √|gain| is what suits it: leaving j out of S makes
@@ -49,14 +50,19 @@ class Patterns:
 
 @dataclass(frozen=True)
 class Regularization:
-    """Λ, by λ and the dropout of histories."""
+    """Λ, by λ and the dropout of histories.
+
+    Attributes:
+        unit: what an interaction of mean weight counts as in XᵀX.
+    """
 
     constant: float
     dropout: float = 0.0
+    unit: int = 1
 
     def diagonal(self, counts: Ints) -> Doubles:
         """The diagonal of G from that of XᵀX."""
-        return counts / (1.0 - self.dropout) + self.constant
+        return counts / (1.0 - self.dropout) + self.unit * self.constant
 
 
 def find_patterns(pairs: CoOccurrence, first: int, last: int, *, diagonal: Doubles, size: int) -> Patterns:

@@ -32,6 +32,7 @@ from hse_dist.sparsity.start.hse import factorize, strongest_entries
 from hse_dist.sparsity.start.local_inverse import Regularization, find_patterns, join_patterns, solve
 from hse_dist.sparsity.start.random_rows import random_entries, row_lengths
 from hse_dist.sparsity.start.triples import read_parts, write_parts
+from hse_dist.sparsity.start.weights import UNIT, user_weights, write_weighted
 from hse_dist.tasks import map_tasks
 
 
@@ -142,7 +143,7 @@ def _budget(config: Config, rows: int) -> Budget:
 
 def _local_inverse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
     settings, work = config.sparsity.local_inverse, target / "work"
-    write_co_occurrence(prepared.matrix("train"), work / "gram")
+    _count_pairs(settings, prepared.matrix("train"), work / "gram")
     bounds = np.linspace(0, prepared.items, min(settings.tasks, prepared.items) + 1).astype(int).tolist()
     parts = [(work, settings, index, *bounds) for index, bounds in enumerate(pairwise(bounds))]
     map_tasks(_solve_part, parts, at_a_time=settings.tasks, label="start solve")
@@ -154,6 +155,13 @@ def _local_inverse(config: Config, prepared: Histories, target: Path, new_select
         map_tasks(_refit_part, refits, at_a_time=settings.tasks, label="start refit")
         shutil.rmtree(work / "kept")
     return _finish(cutter, target)
+
+
+def _count_pairs(settings: LocalInverseSettings, histories: ss.csr_matrix, folder: Path) -> None:
+    if settings.history_power == 0:
+        write_co_occurrence(histories, folder)
+    else:
+        write_weighted(histories, user_weights(np.diff(histories.indptr), settings.history_power), folder)
 
 
 def _solve_part(part: tuple[Path, LocalInverseSettings, int, int, int]) -> None:
@@ -174,7 +182,8 @@ def _refit_part(part: tuple[Path, LocalInverseSettings, int, int, int]) -> None:
 
 
 def _regularization(settings: LocalInverseSettings) -> Regularization:
-    return Regularization(settings.regularization, settings.dropout)
+    unit = UNIT if settings.history_power else 1
+    return Regularization(settings.regularization, settings.dropout, unit)
 
 
 def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def config(start: str, *, live: int = 8, budget: dict[str, Any] | None = None, *
     if start == "random":
         table |= own
     else:
-        sparsity[start] = {"regularization": 5.0, **own}
+        alike = {"history_power": 0.0, "dropout": 0.0} if start == "local_inverse" else {}
+        sparsity[start] = {"regularization": 5.0, **alike, **own}
     return parse_config({"tables": {"item": table}, "sparsity": sparsity}, "test")
 
 
@@ -99,6 +100,22 @@ def test_refit_values_are_the_best_on_what_the_cut_left(histories, small_ranges:
         np.testing.assert_allclose(after[i, left], expected[left], rtol=1e-4)
         same += len(left) == np.count_nonzero(before[i])
     assert same >= 40
+
+
+def test_weighted_histories_and_dropout_score_like_weighted_ease(histories, tmp_path: Path) -> None:
+    histories = type(histories)(histories.matrix("train")[:, :12])
+    own = {"entries": 12, "history_power": 0.5, "dropout": 0.2}
+    start = make_start(config("local_inverse", live=12, budget={"ceiling": 12}, **own), histories, tmp_path / "start")
+    x = histories.matrix("train").toarray().astype(np.float64)
+    weight = np.maximum(x.sum(1), 1) ** -0.5
+    weight *= x.sum() / (weight @ x.sum(1))
+    counts = weight @ x
+    inverse = np.linalg.inv((x.T * weight) @ x + np.diag(5.0 + 0.25 * counts))
+    expected = -inverse / np.diag(inverse)
+    np.fill_diagonal(expected, 0.0)
+    # whole numbers of 1/64 stand for the weights
+    factor = start.manifest["value_scale"] ** 2 * start.manifest["gain_scale"]
+    np.testing.assert_allclose(scores(start, x) / factor, x @ expected, rtol=0.05, atol=5e-3)
 
 
 def test_a_row_budget_keeps_each_rows_strongest(histories, tmp_path: Path) -> None:
