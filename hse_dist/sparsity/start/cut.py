@@ -1,7 +1,6 @@
 """The global cut of a start: which entries fit into the budget, over all ranges of rows.
 
-In: the parts of a start (`triples.py`), and gains if the start knows them. Out: the files of a start folder, or the
-entries that are left, back at the tasks that own their columns, to be given better values before the next cut.
+In: the parts of a start (`triples.py`), and gains if the start knows them. Out: the files of a start folder.
 
 Every row keeps its `floor` strongest entries; its next ones up to `ceiling` compete with those of all rows for the rest
 of the budget, by |value| · √|gain|. The decision is made from histograms by whoever `new_selection` names (the
@@ -15,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from hse_dist.errors import NumericError
 from hse_dist.sparsity.budget import ranks_in_row
 from hse_dist.sparsity.selection import Counts, Query, Selection, chosen, histogram, order_keys
 from hse_dist.sparsity.start.folder import row_ranges, write_entries, write_rows
-from hse_dist.sparsity.start.triples import Triples, read_parts, write_parts
+from hse_dist.sparsity.start.triples import Triples, read_parts
 from hse_dist.tasks import map_tasks
 
 Doubles = npt.NDArray[np.float64]
@@ -72,69 +72,45 @@ class _Range:
         return self.work / f"{stage}-{self.index:05d}.npz"
 
 
-@dataclass(frozen=True)
-class Cutter:
-    """The cuts of one start.
+def cut(
+    work: Path,
+    target: Path,
+    rows: int,
+    budget: Budget,
+    *,
+    gains: Doubles | None,
+    new_selection: NewSelection,
+    at_a_time: int,
+) -> dict[str, Any]:
+    """Cut the parts under `work/parts` to the budget and write the files of a start under `target`.
 
-    Attributes:
-        rows: of the table. new_selection: makes the decider of a cut. at_a_time: tasks in flight.
+    Args:
+        gains: float64 [rows], or None for -1 / ‖row‖².
+
+    Returns:
+        what the manifest says of the cut: live_entries, value_scale, gain_scale.
+
+    Raises:
+        NumericError: a row has no entries, or values that are no numbers.
     """
+    ranges = [_Range(work, index, *bounds) for index, bounds in enumerate(row_ranges(rows))]
+    run = partial(map_tasks, at_a_time=at_a_time)
+    own = [None if gains is None else gains[mine.first : mine.last] for mine in ranges]
+    found = run(_gather, [(mine, budget, part) for mine, part in zip(ranges, own, strict=True)], label="start gather")
+    selection = _decide(new_selection(budget.live - sum(found), True), ranges, run)
+    sums = run(_cut_range, [(mine, selection, budget.unit) for mine in ranges], label="start cut")
+    live, norms, magnitudes = (sum(part) for part in zip(*sums, strict=True))
+    scales = {"value_scale": rows / norms, "gain_scale": rows / magnitudes}
+    run(_write_range, [(mine, target, *scales.values()) for mine in ranges], label="start write")
+    return {"live_entries": live, **scales}
 
-    rows: int
-    budget: Budget
-    new_selection: NewSelection
-    at_a_time: int
 
-    def finish(self, work: Path, target: Path, gains: Doubles | None) -> dict[str, Any]:
-        """Cut the parts under `work/parts` to the budget and write the files of a start under `target`.
-
-        Args:
-            gains: float64 [rows], or None for -1 / ‖row‖².
-
-        Returns:
-            what the manifest says of the cut: live_entries, value_scale, gain_scale.
-
-        Raises:
-            NumericError: a row has no entries, or values that are no numbers.
-        """
-        live, norms, magnitudes = self._cut(work, gains)
-        scales = {"value_scale": self.rows / norms, "gain_scale": self.rows / magnitudes}
-        self._run(_write_range, [(mine, target, *scales.values()) for mine in self._ranges(work)], "start write")
-        return {"live_entries": int(live), **scales}
-
-    def hand_back(self, work: Path, gains: Doubles | None = None) -> None:
-        """Cut the parts under `work/parts`, and write what is left, rows and columns exchanged, under `work/kept`.
-
-        Raises:
-            NumericError: as `finish`.
-        """
-        self._cut(work, gains)
-        self._run(_write_exchanged, self._ranges(work), "start hand back")
-
-    def _cut(self, work: Path, gains: Doubles | None) -> tuple[float, float, float]:
-        """Leave each range's cut entries in its file; sums of live entries, row lengths, |gains|."""
-        ranges = self._ranges(work)
-        own = [None if gains is None else gains[mine.first : mine.last] for mine in ranges]
-        tasks = [(mine, self.budget, part) for mine, part in zip(ranges, own, strict=True)]
-        found = self._run(_gather, tasks, "start gather")
-        selection = self._decide(ranges, self.budget.live - sum(found))
-        sums = self._run(_cut_range, [(mine, selection, self.budget.unit) for mine in ranges], "start cut")
-        live, norms, magnitudes = (sum(part) for part in zip(*sums, strict=True))
-        return live, norms, magnitudes
-
-    def _decide(self, ranges: Sequence[_Range], count: int) -> Selection:
-        decider = self.new_selection(count, True)
-        answer: Query | Selection = decider.query
-        while isinstance(answer, Query):
-            counts = self._run(_count, [(mine, answer) for mine in ranges], "start histogram")
-            answer = decider.feed(np.stack(counts))
-        return answer
-
-    def _ranges(self, work: Path) -> list[_Range]:
-        return [_Range(work, index, *bounds) for index, bounds in enumerate(row_ranges(self.rows))]
-
-    def _run(self, function: Callable[[Any], Any], arguments: Sequence[Any], label: str) -> list[Any]:
-        return map_tasks(function, arguments, at_a_time=self.at_a_time, label=label)
+def _decide(decider: Decider, ranges: Sequence[_Range], run: Callable[..., list[Any]]) -> Selection:
+    answer: Query | Selection = decider.query
+    while isinstance(answer, Query):
+        counts = run(_count, [(mine, answer) for mine in ranges], label="start histogram")
+        answer = decider.feed(np.stack(counts))
+    return answer
 
 
 def _gather(task: tuple[_Range, Budget, Doubles | None]) -> int:
@@ -187,12 +163,6 @@ def _write_range(task: tuple[_Range, Path, float, float]) -> None:
     write_entries(target, mine.index, triples.rows, triples.columns, values)
     live = np.bincount(triples.rows - mine.first, minlength=mine.last - mine.first)
     write_rows(target, mine.index, live, (gains * gain_scale).astype(np.float32))
-
-
-def _write_exchanged(mine: _Range) -> None:
-    with np.load(mine.file("cut")) as stored:
-        triples = _triples(stored)
-    write_parts(Triples(triples.columns, triples.rows, triples.values), mine.work / "kept", mine.index)
 
 
 def _squared_norms(triples: Triples, mine: _Range) -> Doubles:

@@ -1,7 +1,7 @@
 """Make a start: from prepared histories to a start folder, by the kind that the configuration names.
 
     local_inverse   co-occurrence → ranges of items solved as tasks → parts by range of rows → global cut
-                    (with `refit`: → what is left, by range of items → solved again → parts → global cut)
+                    (with `refit`: → what is left, by range of items → solved again → parts → cut again)
     hse             exact factor on the driver                      → parts by range of rows → global cut
     random          ranges of rows, each by itself
 
@@ -25,13 +25,13 @@ from hse_dist.config import MAX_DIMS, Config, LocalInverseSettings
 from hse_dist.errors import ConfigError, DataError
 from hse_dist.files import new_folder, write_json
 from hse_dist.sparsity.selection import RadixSelection
-from hse_dist.sparsity.start.cut import Budget, Cutter, Doubles, NewSelection
+from hse_dist.sparsity.start.cut import Budget, Doubles, NewSelection, cut
 from hse_dist.sparsity.start.folder import VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
 from hse_dist.sparsity.start.gram import open_co_occurrence, write_co_occurrence
 from hse_dist.sparsity.start.hse import factorize, strongest_entries
 from hse_dist.sparsity.start.local_inverse import Regularization, find_patterns, join_patterns, solve
 from hse_dist.sparsity.start.random_rows import random_entries, row_lengths
-from hse_dist.sparsity.start.triples import read_parts, write_parts
+from hse_dist.sparsity.start.triples import exchange, read_parts, write_parts
 from hse_dist.sparsity.start.weights import UNIT, user_weights, write_weighted
 from hse_dist.tasks import map_tasks
 
@@ -142,19 +142,18 @@ def _budget(config: Config, rows: int) -> Budget:
 
 
 def _local_inverse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
-    settings, work = config.sparsity.local_inverse, target / "work"
-    _count_pairs(settings, prepared.matrix("train"), work / "gram")
+    settings, gram = config.sparsity.local_inverse, target / "gram"
+    _count_pairs(settings, prepared.matrix("train"), gram)
+    first = target / "first" if settings.refit else target
     bounds = np.linspace(0, prepared.items, min(settings.tasks, prepared.items) + 1).astype(int).tolist()
-    parts = [(work, settings, index, *bounds) for index, bounds in enumerate(pairwise(bounds))]
+    parts = [(gram, first / "work", settings, index, *bounds) for index, bounds in enumerate(pairwise(bounds))]
     map_tasks(_solve_part, parts, at_a_time=settings.tasks, label="start solve")
-    cutter = _cutter(config, prepared, new_selection)
+    made = _cut(config, prepared, first, None, new_selection)
     if settings.refit:
-        cutter.hand_back(work)
-        shutil.rmtree(work / "parts")
-        refits = [(work, settings, index, *bounds) for index, bounds in enumerate(row_ranges(prepared.items))]
-        map_tasks(_refit_part, refits, at_a_time=settings.tasks, label="start refit")
-        shutil.rmtree(work / "kept")
-    return _finish(cutter, target)
+        _refit(settings, prepared.items, target, first, gram)
+        made = _cut(config, prepared, target, None, new_selection)
+    shutil.rmtree(gram)
+    return made
 
 
 def _count_pairs(settings: LocalInverseSettings, histories: ss.csr_matrix, folder: Path) -> None:
@@ -164,21 +163,33 @@ def _count_pairs(settings: LocalInverseSettings, histories: ss.csr_matrix, folde
         write_weighted(histories, user_weights(np.diff(histories.indptr), settings.history_power), folder)
 
 
-def _solve_part(part: tuple[Path, LocalInverseSettings, int, int, int]) -> None:
-    work, settings, index, first, last = part
-    pairs, regularization = open_co_occurrence(work / "gram"), _regularization(settings)
+def _solve_part(part: tuple[Path, Path, LocalInverseSettings, int, int, int]) -> None:
+    gram, work, settings, index, first, last = part
+    pairs, regularization = open_co_occurrence(gram), _regularization(settings)
     diagonal = regularization.diagonal(pairs.counts)
     patterns = find_patterns(pairs, first, last, diagonal=diagonal, size=settings.entries)
     write_parts(solve(pairs, patterns, regularization), work / "parts", index)
 
 
-def _refit_part(part: tuple[Path, LocalInverseSettings, int, int, int]) -> None:
-    """Solve a range of items again on the patterns that the cut has left them."""
-    work, settings, index, first, last = part
-    kept = read_parts(work / "kept", index)
-    patterns = join_patterns(kept.rows, kept.columns, first, last)
-    triples = solve(open_co_occurrence(work / "gram"), patterns, _regularization(settings))
-    write_parts(triples, work / "parts", index)
+def _refit(settings: LocalInverseSettings, items: int, target: Path, first: Path, gram: Path) -> None:
+    """Write new parts in `target/work` for the entries that the cut has left in `first`, and remove that folder."""
+    work, ranges = target / "work", list(enumerate(row_ranges(items)))
+    left = [(first, work / "left", index) for index, _ in ranges]
+    map_tasks(_exchange_part, left, at_a_time=settings.tasks, label="start exchange")
+    shutil.rmtree(first)
+    parts = [(gram, work, settings, index, *bounds) for index, bounds in ranges]
+    map_tasks(_refit_part, parts, at_a_time=settings.tasks, label="start refit")
+
+
+def _exchange_part(part: tuple[Path, Path, int]) -> None:
+    exchange(*part)
+
+
+def _refit_part(part: tuple[Path, Path, LocalInverseSettings, int, int, int]) -> None:
+    gram, work, settings, index, first, last = part
+    left = read_parts(work / "left", index)
+    patterns = join_patterns(left.rows, left.columns, first, last)
+    write_parts(solve(open_co_occurrence(gram), patterns, _regularization(settings)), work / "parts", index)
 
 
 def _regularization(settings: LocalInverseSettings) -> Regularization:
@@ -191,17 +202,17 @@ def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSe
     for index, triples in enumerate(strongest_entries(factor, _budget(config, prepared.items).ceiling)):
         write_parts(triples, target / "work" / "parts", index)
     del factor
-    return {"diagonal_multiple": multiple, **_finish(_cutter(config, prepared, new_selection), target, gains)}
+    return {"diagonal_multiple": multiple, **_cut(config, prepared, target, gains, new_selection)}
 
 
-def _cutter(config: Config, prepared: Histories, new_selection: NewSelection) -> Cutter:
-    budget = _budget(config, prepared.items)
-    return Cutter(prepared.items, budget, new_selection, at_a_time=config.sparsity.local_inverse.tasks)
-
-
-def _finish(cutter: Cutter, target: Path, gains: Doubles | None = None) -> dict[str, Any]:
+def _cut(
+    config: Config, prepared: Histories, target: Path, gains: Doubles | None, new_selection: NewSelection
+) -> dict[str, Any]:
     """Cut the parts in `target/work` into the files of the start, and remove the work."""
-    made = cutter.finish(target / "work", target, gains)
+    budget, tasks = _budget(config, prepared.items), config.sparsity.local_inverse.tasks
+    made = cut(
+        target / "work", target, prepared.items, budget, gains=gains, new_selection=new_selection, at_a_time=tasks
+    )
     shutil.rmtree(target / "work")
     return made
 

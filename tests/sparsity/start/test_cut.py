@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from hse_dist.errors import NumericError
 from hse_dist.sparsity.selection import RadixSelection
-from hse_dist.sparsity.start.cut import Budget, Cutter
+from hse_dist.sparsity.start.cut import Budget, cut
 from hse_dist.sparsity.start.folder import RANGE_ROWS, row_ranges
-from hse_dist.sparsity.start.triples import Triples, read_parts, write_parts
+from hse_dist.sparsity.start.triples import Triples, write_parts
 
 ROWS = 2 * RANGE_ROWS + 5  # three ranges
 
@@ -47,7 +47,7 @@ def run_cut(dense: np.ndarray, rows: np.ndarray, budget: Budget, gains: np.ndarr
         all_gains = np.full(ROWS, 1e-6)
         all_gains[rows] = gains
     total = Budget(budget.live + len(others), budget.floor, budget.ceiling, budget.unit)
-    made = Cutter(ROWS, total, RadixSelection, at_a_time=1).finish(folder / "work", folder, all_gains)
+    made = cut(folder / "work", folder, ROWS, total, gains=all_gains, new_selection=RadixSelection, at_a_time=1)
     return made, len(others)
 
 
@@ -112,20 +112,12 @@ def test_a_row_without_a_length_is_named(tmp_path: Path, bad: float) -> None:
     values = np.where(rows == 13, bad, 1.0).astype(np.float32)
     write_parts(Triples(rows, rows, values), tmp_path / "work" / "parts", 0)
     with pytest.raises(NumericError, match="Row 13 of table item"):
-        Cutter(20, Budget(20, 1, 2, False), RadixSelection, at_a_time=1).finish(tmp_path / "work", tmp_path, None)
-
-
-def test_what_is_left_goes_back_by_column(tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    rows, columns = np.nonzero(rng.random((20, 20)) < 0.5)
-    entries = Triples(rows, columns, rng.normal(size=len(rows)).astype(np.float32))
-    write_parts(entries, tmp_path / "work" / "parts", 0)
-    cutter = Cutter(20, Budget(80, 1, 8, False), RadixSelection, at_a_time=1)
-    cutter.hand_back(tmp_path / "work")
-    back = read_parts(tmp_path / "work" / "kept", 0)
-    dense = np.zeros((20, 20), np.float32)
-    dense[rows, columns] = entries.values
-    kept = dense_cut(dense, -1 / (dense.astype(np.float64) ** 2).sum(1), cutter.budget)
-    expected = np.nonzero(kept.T)
-    np.testing.assert_array_equal((back.rows, back.columns), expected)
-    np.testing.assert_array_equal(back.values, dense.T[expected])
+        cut(
+            tmp_path / "work",
+            tmp_path,
+            20,
+            Budget(20, 1, 2, False),
+            gains=None,
+            new_selection=RadixSelection,
+            at_a_time=1,
+        )
