@@ -10,8 +10,8 @@ from hse_dist.config.base import Fraction, Settings
 
 
 class LocalInverseSettings(Settings):
-    regularization: PositiveFloat = 200.0
-    """λ added to the diagonal of the Gram matrix."""
+    regularization: PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=16)] = 200.0
+    """λ added to the diagonal of the Gram matrix; of several the start takes the best by validation nDCG@100."""
     dropout: Fraction = 0.5
     """p, the share of a history that is thought missing: p / (1 − p) · counts is added to the diagonal."""
     history_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25

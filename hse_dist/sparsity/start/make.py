@@ -14,25 +14,25 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from itertools import pairwise
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as ss
 
-from hse_dist.config import MAX_DIMS, Config, LocalInverseSettings
+from hse_dist.config import MAX_DIMS, Config
 from hse_dist.errors import ConfigError, DataError
 from hse_dist.files import new_folder, write_json
 from hse_dist.sparsity.selection import RadixSelection
+from hse_dist.sparsity.start.choose import Judge, best_of
 from hse_dist.sparsity.start.cut import Budget, Doubles, NewSelection, cut
 from hse_dist.sparsity.start.folder import VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
-from hse_dist.sparsity.start.gram import open_co_occurrence, write_co_occurrence
 from hse_dist.sparsity.start.hse import factorize, strongest_entries
-from hse_dist.sparsity.start.local_inverse import Regularization, find_patterns, join_patterns, solve
 from hse_dist.sparsity.start.random_rows import random_entries, row_lengths
-from hse_dist.sparsity.start.triples import exchange, read_parts, write_parts
-from hse_dist.sparsity.start.weights import UNIT, user_weights, write_weighted
+from hse_dist.sparsity.start.solving import Job, count_pairs, refit_all, solve_all
+from hse_dist.sparsity.start.triples import write_parts
 from hse_dist.tasks import map_tasks
 
 
@@ -50,9 +50,16 @@ class Histories(Protocol):
 
 
 def make_start(
-    config: Config, prepared: Histories, folder: str | Path, new_selection: NewSelection = RadixSelection
+    config: Config,
+    prepared: Histories,
+    folder: str | Path,
+    new_selection: NewSelection = RadixSelection,
+    judge: Judge | None = None,
 ) -> StartFolder:
     """Make the start that the configuration names, or open it where `folder` holds it already.
+
+    Args:
+        judge: the worth of a start on validation; needed where the settings list several to choose from.
 
     Raises:
         ConfigError: the catalogue does not fit the settings: fewer items than live entries, too many for
@@ -63,20 +70,28 @@ def make_start(
     _check(config, prepared.items, settings["dims"])
     if (found := _existing(folder)) is not None and found.manifest["settings"] == settings:
         return found
-    makers = {"local_inverse": _local_inverse, "hse": _hse, "random": _random}
+    makers: dict[str, Callable[..., dict[str, Any]]] = {
+        "local_inverse": partial(_local_inverse, judge=judge),
+        "hse": _hse,
+        "random": _random,
+    }
     with new_folder(folder) as target:
         made = makers[config.sparsity.start](config, prepared, target, new_selection)
-        manifest = {
-            "version": VERSION,
-            "kind": config.sparsity.start,
-            "rows": prepared.items,
-            "dims": settings["dims"],
-            "ranges": [list(bounds) for bounds in row_ranges(prepared.items)],
-            "settings": settings,
-            **made,
-        }
-        write_json(target / "manifest.json", manifest)
+        write_json(target / "manifest.json", _manifest(config, prepared, made))
     return StartFolder(folder)
+
+
+def _manifest(config: Config, prepared: Histories, made: dict[str, Any]) -> dict[str, Any]:
+    settings = start_settings(config, prepared)
+    return {
+        "version": VERSION,
+        "kind": config.sparsity.start,
+        "rows": prepared.items,
+        "dims": settings["dims"],
+        "ranges": [list(bounds) for bounds in row_ranges(prepared.items)],
+        "settings": settings,
+        **made,
+    }
 
 
 def start_settings(config: Config, prepared: Histories) -> dict[str, Any]:
@@ -141,60 +156,30 @@ def _budget(config: Config, rows: int) -> Budget:
     return Budget(live * rows, budget.floor, budget.ceiling, unit)
 
 
-def _local_inverse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
+def _local_inverse(
+    config: Config, prepared: Histories, target: Path, new_selection: NewSelection, *, judge: Judge | None
+) -> dict[str, Any]:
     settings, gram = config.sparsity.local_inverse, target / "gram"
-    _count_pairs(settings, prepared.matrix("train"), gram)
-    first = target / "first" if settings.refit else target
-    bounds = np.linspace(0, prepared.items, min(settings.tasks, prepared.items) + 1).astype(int).tolist()
-    parts = [(gram, first / "work", settings, index, *bounds) for index, bounds in enumerate(pairwise(bounds))]
-    map_tasks(_solve_part, parts, at_a_time=settings.tasks, label="start solve")
-    made = _cut(config, prepared, first, None, new_selection)
-    if settings.refit:
-        _refit(settings, prepared.items, target, first, gram)
-        made = _cut(config, prepared, target, None, new_selection)
+    count_pairs(prepared.matrix("train"), settings.history_power, gram)
+
+    def make(regularization: float, folder: Path) -> dict[str, Any]:
+        job = Job(gram, prepared.items, settings, regularization)
+        first = folder / "first" if settings.refit else folder
+        solve_all(job, first / "work" / "parts")
+        made = _cut(config, prepared, first, None, new_selection)
+        if settings.refit:
+            refit_all(job, first, folder / "work")
+            shutil.rmtree(first)
+            made = _cut(config, prepared, folder, None, new_selection)
+        return made
+
+    if isinstance(settings.regularization, float):
+        made = make(settings.regularization, target)
+    else:
+        manifest = partial(_manifest, config, prepared)
+        made = best_of(settings.regularization, target, make, manifest, judge)
     shutil.rmtree(gram)
     return made
-
-
-def _count_pairs(settings: LocalInverseSettings, histories: ss.csr_matrix, folder: Path) -> None:
-    if settings.history_power == 0:
-        write_co_occurrence(histories, folder)
-    else:
-        write_weighted(histories, user_weights(np.diff(histories.indptr), settings.history_power), folder)
-
-
-def _solve_part(part: tuple[Path, Path, LocalInverseSettings, int, int, int]) -> None:
-    gram, work, settings, index, first, last = part
-    pairs, regularization = open_co_occurrence(gram), _regularization(settings)
-    diagonal = regularization.diagonal(pairs.counts)
-    patterns = find_patterns(pairs, first, last, diagonal=diagonal, size=settings.entries)
-    write_parts(solve(pairs, patterns, regularization), work / "parts", index)
-
-
-def _refit(settings: LocalInverseSettings, items: int, target: Path, first: Path, gram: Path) -> None:
-    """Write new parts in `target/work` for the entries that the cut has left in `first`, and remove that folder."""
-    work, ranges = target / "work", list(enumerate(row_ranges(items)))
-    left = [(first, work / "left", index) for index, _ in ranges]
-    map_tasks(_exchange_part, left, at_a_time=settings.tasks, label="start exchange")
-    shutil.rmtree(first)
-    parts = [(gram, work, settings, index, *bounds) for index, bounds in ranges]
-    map_tasks(_refit_part, parts, at_a_time=settings.tasks, label="start refit")
-
-
-def _exchange_part(part: tuple[Path, Path, int]) -> None:
-    exchange(*part)
-
-
-def _refit_part(part: tuple[Path, Path, LocalInverseSettings, int, int, int]) -> None:
-    gram, work, settings, index, first, last = part
-    left = read_parts(work / "left", index)
-    patterns = join_patterns(left.rows, left.columns, first, last)
-    write_parts(solve(open_co_occurrence(gram), patterns, _regularization(settings)), work / "parts", index)
-
-
-def _regularization(settings: LocalInverseSettings) -> Regularization:
-    unit = UNIT if settings.history_power else 1
-    return Regularization(settings.regularization, settings.dropout, unit)
 
 
 def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:

@@ -118,6 +118,30 @@ def test_weighted_histories_and_dropout_score_like_weighted_ease(histories, tmp_
     np.testing.assert_allclose(scores(start, x) / factor, x @ expected, rtol=0.05, atol=5e-3)
 
 
+def test_the_judge_chooses_the_regularization(histories, small_ranges: int, tmp_path: Path) -> None:
+    worths = {1.0: 0.3, 5.0: 0.5, 20.0: 0.5, 80.0: 0.1}
+    judged = []
+
+    def judge(start: StartFolder) -> float:
+        alone = make_start(config("local_inverse", regularization=order[len(judged)]), histories, tmp_path / "alone")
+        for one, other in zip(start.entries(), alone.entries(), strict=True):
+            np.testing.assert_array_equal(one, other)
+        judged.append(order[len(judged)])
+        return worths[judged[-1]]
+
+    order = [80.0, 5.0, 20.0, 1.0]
+    start = make_start(config("local_inverse", regularization=order), histories, tmp_path / "s", judge=judge)
+    assert judged == order and start.manifest["regularization"] == 5.0
+    assert start.manifest["validation"] == {"80": 0.1, "5": 0.5, "20": 0.5, "1": 0.3}
+    assert {path.name for path in start.folder.iterdir()} == {"manifest.json", "rows", "entries"}
+    best = make_start(config("local_inverse", regularization=5.0), histories, tmp_path / "best")
+    found = content(start.folder)
+    assert all(found[name] == data for name, data in content(best.folder).items() if name != "manifest.json")
+    assert (
+        make_start(config("local_inverse", regularization=order), histories, tmp_path / "s").rows == 50
+    )  # it is there
+
+
 def test_a_row_budget_keeps_each_rows_strongest(histories, tmp_path: Path) -> None:
     start = make_start(config("hse", live=5, budget={"kind": "row"}), histories, tmp_path / "start")
     full = dense(make_start(config("hse", live=50, budget={"ceiling": 50}), histories, tmp_path / "full"))
@@ -143,7 +167,7 @@ def test_random_rows_follow_popularity(histories, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["local_inverse", "random"])
 def test_the_number_of_tasks_changes_no_byte(histories, small_ranges: int, tmp_path: Path, kind: str) -> None:
     found = []
-    for tasks in (1, 3, 50):
+    for tasks in (1, 3, 50):  # with the refit
         raw = config(kind).model_dump()
         raw["sparsity"]["local_inverse"]["tasks"] = tasks
         found.append(content(make_start(parse_config(raw, "test"), histories, tmp_path / str(tasks)).folder))
