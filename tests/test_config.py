@@ -98,6 +98,15 @@ def test_column_wise_sharding_is_refused_with_the_reason():
     assert "'row_wise' or 'table_wise'" in line
 
 
+@pytest.mark.parametrize("wrong", [0.0, -1.0, "x", True, [5.0], [5.0, -1.0], [5.0] * 17])
+def test_one_regularization_or_some_to_choose_from(wrong: object) -> None:
+    assert parse_config({"sparsity": {"local_inverse": {"regularization": 5}}}, "x").sparsity is not None
+    both = parse_config({"sparsity": {"local_inverse": {"regularization": [5, 2.5]}}}, "x")
+    assert both.sparsity.local_inverse.regularization == (5.0, 2.5)
+    [line] = mistakes({"sparsity": {"local_inverse": {"regularization": wrong}}})
+    assert line.startswith("sparsity.local_inverse.regularization: Input should be a number above 0, or a list of 2")
+
+
 DENSE = {"item": {"kind": "dense", "dims": 64}}
 
 
@@ -119,6 +128,10 @@ DENSE = {"item": {"kind": "dense", "dims": 64}}
         ),
         ({"model": {"row_norm": "unit"}}, ("sparsity.start", "model.row_norm")),
         ({"tables": {"item": {"dims": 64}}}, ("sparsity.start", "tables.item.dims")),
+        (
+            {"data": {"split": {"valid": 0.0}}, "sparsity": {"local_inverse": {"regularization": [20.0, 50.0]}}},
+            ("sparsity.local_inverse.regularization", "data.split.valid"),
+        ),
         (
             {"tables": {"item": {"dims": 16}}, "sparsity": {"start": "random"}},
             ("tables.item.live = 32", "tables.item.dims = 16"),

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from math import inf
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 
-from hse_dist.config.base import Settings
+from hse_dist.config.base import Fraction, Settings
+
+
+def _choice(value: Any) -> Any:
+    given = tuple(value) if isinstance(value, list | tuple) else value
+    every = given if isinstance(given, tuple) else (given,)
+    right = all(type(one) in (int, float) and 0 < one < inf for one in every)
+    if right and (every is not given or 2 <= len(every) <= 16):
+        return given
+    raise ValueError("Input should be a number above 0, or a list of 2 to 16 of them to choose from")
+
+
+# one message for both kinds of value, where pydantic would give one a kind
+Choice = Annotated[float | tuple[float, ...], BeforeValidator(_choice)]
 
 
 class LocalInverseSettings(Settings):
-    regularization: PositiveFloat = 200.0
-    """λ added to the diagonal of the Gram matrix."""
+    regularization: Choice = 200.0
+    """λ added to the diagonal of the Gram matrix; of several the start takes the best by validation nDCG@100."""
+    dropout: Fraction = 0.5
+    """p, the share of a history that is thought missing: p / (1 − p) · counts is added to the diagonal."""
+    history_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """β: a history of n items counts as n^−β (on average over interactions as 1) in the Gram matrix; 0: all alike."""
     entries: Annotated[int, Field(ge=1, le=1024)] = 100
     """m, the size of each item's pattern."""
+    refit: bool = True
+    """Solve for the values again on the entries that the cut has left."""
     tasks: PositiveInt = 4
     """Ranges of items, solved by one task each."""
 

@@ -38,7 +38,8 @@ class Policy:
 POLICIES = (
     Policy("model.user_entries", "", "the strongest m entries of a user's vector are scored; straight-through gradient",
            "HSE, Van Balen & Goethals, WWW 2021"),
-    Policy("sparsity.start", "local_inverse", "a sparse factor of the inverse Gram matrix, one solve an item",
+    Policy("sparsity.start", "local_inverse",
+           "a sparse factor of the inverse Gram matrix, one solve an item, and one more on what the cut leaves",
            "FSAI, Kolotilina & Yeremin, SIAM J. Matrix Anal. 1993", "m² numbers an item that is being solved"),
     Policy("sparsity.start", "hse", "the exact factor, cut; for small catalogues",
            "HSE, Van Balen & Goethals, WWW 2021", "items × items float64 on the driver"),

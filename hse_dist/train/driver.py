@@ -18,6 +18,7 @@ from hse_dist.config import Config
 from hse_dist.data.prepare import is_prepared, prepare
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import RunFolderError
+from hse_dist.evaluate.starts import worth
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import make_start
@@ -83,7 +84,8 @@ def _make_start(config: Config, folder: RunFolder, actor: Any) -> dict[str, Any]
         from hse_dist.sparsity.actor import RemoteCut
 
         new_selection = partial(RemoteCut, actor, float(config.cluster.timeout_seconds))
-    start = make_start(config, Prepared(config.data.folder), folder.start, new_selection)
+    prepared = Prepared(config.data.folder)
+    start = make_start(config, prepared, folder.start, new_selection, partial(worth, prepared))
     log.info("The start %s is there after %.1f s", config.sparsity.start, time.perf_counter() - began)
     server.record_start(config.sparsity.start, start.live_entries)
     return server.state_dict()

@@ -2,9 +2,19 @@
 
 In: the co-occurrence of a catalogue ordered by falling count. Out: triples (row, column, value) of the item embeddings.
 
-With G = XᵀX + λI, item i's pattern S is i itself and the m - 1 more popular items j with the largest G_ij / G_jj. The
-factor's row is L[i, S] = y / √y_i where G[S, S] y = e_i, so that LᵀL ≈ G⁻¹ and column j of L is item j's embedding.
-With the Cholesky factor G[S, S] = UᵀU and i last in S, that row is simply the solution of U x = e_i.
+With G = XᵀX + Λ (XᵀWX + Λ, where users have weights), item i's pattern S is i itself and the m - 1 more popular items
+j with the largest G_ij / G_jj. The factor's row is L[i, S] = y / √y_i where G[S, S] y = e_i, so that LᵀL ≈ G⁻¹ and
+column j of L is item j's embedding. With the Cholesky factor G[S, S] = UᵀU and i last in S, that row is simply the
+solution of U x = e_i.
+
+The cut to the budget leaves each item a smaller pattern, on which the same solve gives the best values, as the others
+make up for those that were cut: the refit. The cut's score |value| · √|gain| is what suits it: leaving j out of S makes
+y_i smaller by its share L[i, j]² / (G[S, S]⁻¹)_jj (the saliency of the optimal brain surgeon, Hassibi & Stork, NIPS
+1992), and 1 / |gain| estimates that divisor.
+
+Λ is λI and, with dropout p of the histories, p / (1 - p) · diag(XᵀX) (EDLAE: Steck, NeurIPS 2020): rare items are held
+by λ, popular ones by their own count.
+
 Every item is solved by itself in float64, so the result does not depend on how items are spread over tasks. (From 128
 entries a pattern on, OpenBLAS splits a factorization over its threads, and then the last bits depend on their number.)
 Source: Kolotilina & Yeremin, factorized sparse approximate inverse, SIAM J. Matrix Anal. 1993.
@@ -31,28 +41,52 @@ SHARED = 2**25
 
 @dataclass(frozen=True)
 class Patterns:
-    """The patterns of a range of items: its r-th item has `columns[offsets[r] : offsets[r + 1]]`, itself last."""
+    """Of the items from `first` on, the r-th has `columns[offsets[r] : offsets[r + 1]]`: ascending, itself last."""
 
+    first: int
     offsets: Ints
     columns: Ints
 
 
-def find_patterns(pairs: CoOccurrence, first: int, last: int, *, regularization: float, size: int) -> Patterns:
-    """The patterns of the items first … last - 1: ascending rows, at most `size` of them; ties go to lower rows."""
+@dataclass(frozen=True)
+class Regularization:
+    """Λ, by λ and the dropout of histories.
+
+    Attributes:
+        unit: what an interaction of mean weight counts as in XᵀX.
+    """
+
+    constant: float
+    dropout: float = 0.0
+    unit: int = 1
+
+    def diagonal(self, counts: Ints) -> Doubles:
+        """The diagonal of G from that of XᵀX."""
+        return counts / (1.0 - self.dropout) + self.unit * self.constant
+
+
+def find_patterns(pairs: CoOccurrence, first: int, last: int, *, diagonal: Doubles, size: int) -> Patterns:
+    """The patterns of the items first … last - 1, of at most `size` items; ties go to lower rows."""
     begin, end = int(pairs.offsets[first]), int(pairs.offsets[last])
     columns = np.asarray(pairs.columns[begin:end])
-    weights = pairs.shared[begin:end] / (pairs.counts[columns] + regularization)
+    weights = pairs.shared[begin:end] / diagonal[columns]
     keep = np.ones(len(columns), dtype=bool)
     starts = pairs.offsets[first : last + 1] - begin
     for r in np.flatnonzero(np.diff(starts) > size - 1):
         row = slice(starts[r], starts[r + 1])
         keep[row] = _strongest(weights[row], size - 1)
-    items = np.arange(first, last)
-    rows = np.concatenate([np.repeat(items, np.diff(starts))[keep], items])
-    members = np.concatenate([columns[keep].astype(np.int64), items])
-    order = np.lexsort((members, rows))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows - first, minlength=last - first))])
-    return Patterns(offsets, members[order])
+    items = np.repeat(np.arange(first, last), np.diff(starts))
+    return join_patterns(items[keep], columns[keep].astype(np.int64), first, last)
+
+
+def join_patterns(items: Ints, members: Ints, first: int, last: int) -> Patterns:
+    """The patterns of the items first … last - 1 from pairs (item, member) in any order; each item joins its own."""
+    own = np.arange(first, last)
+    others = members != items
+    items, members = np.concatenate([items[others], own]), np.concatenate([members[others], own])
+    order = np.lexsort((members, items))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(items - first, minlength=last - first))])
+    return Patterns(first, offsets, members[order])
 
 
 def _strongest(weights: Doubles, count: int) -> npt.NDArray[np.bool_]:
@@ -65,34 +99,33 @@ def _strongest(weights: Doubles, count: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def solve_range(pairs: CoOccurrence, first: int, last: int, *, regularization: float, size: int) -> Triples:
-    """The factor's rows first … last - 1 as triples of embeddings: row = member of the pattern, column = the item.
+def solve(pairs: CoOccurrence, patterns: Patterns, regularization: Regularization) -> Triples:
+    """The factor's rows on these patterns as triples of embeddings: row = member of the pattern, column = the item.
 
     Raises:
         NumericError: a block of the Gram matrix is not positive definite in float64; names the item's row.
     """
-    patterns = find_patterns(pairs, first, last, regularization=regularization, size=size)
     values = np.empty(len(patterns.columns), np.float32)
-    diagonal = pairs.counts + regularization
-    width = int(np.diff(patterns.offsets).max(initial=1))
-    step = max(SHARED // width**2, 1)
-    for begin in range(0, last - first, step):
-        batch = np.arange(begin, min(begin + step, last - first))
-        members, sizes = _padded(patterns, batch, padding=len(pairs.counts))
-        for r, shared in enumerate(_look_up(pairs, members, sizes)):
-            item, count = int(batch[r]), int(sizes[r])
+    diagonal = regularization.diagonal(pairs.counts)
+    sizes = np.diff(patterns.offsets)
+    step = max(SHARED // int(sizes.max(initial=1)) ** 2, 1)
+    for begin in range(0, len(sizes), step):
+        batch = np.arange(begin, min(begin + step, len(sizes)))
+        members, counts = _padded(patterns, batch, padding=len(pairs.counts))
+        for r, shared in enumerate(_look_up(pairs, members, counts)):
+            item, count = int(batch[r]), int(counts[r])
             gram = shared[:count, :count].astype(np.float64)
             gram.flat[:: count + 1] = diagonal[members[r, :count]]
             row = _solve(gram)
             if row is None:
                 raise NumericError(
-                    f"The Gram matrix of the pattern of item row {first + item} is not positive definite.",
+                    f"The Gram matrix of the pattern of item row {patterns.first + item} is not positive definite.",
                     cause="The regularization is too small for these counts.",
                     setting="sparsity.local_inverse.regularization",
-                    value=regularization,
+                    value=regularization.constant,
                 )
             values[patterns.offsets[item] : patterns.offsets[item + 1]] = row
-    items = np.repeat(np.arange(first, last), np.diff(patterns.offsets))
+    items = np.repeat(patterns.first + np.arange(len(sizes)), sizes)
     return Triples(patterns.columns, items, values)
 
 

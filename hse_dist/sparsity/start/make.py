@@ -1,6 +1,7 @@
 """Make a start: from prepared histories to a start folder, by the kind that the configuration names.
 
     local_inverse   co-occurrence → ranges of items solved as tasks → parts by range of rows → global cut
+                    (with `refit`: → what is left, by range of items → solved again → parts → cut again)
     hse             exact factor on the driver                      → parts by range of rows → global cut
     random          ranges of rows, each by itself
 
@@ -13,23 +14,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from itertools import pairwise
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as ss
 
-from hse_dist.config import MAX_DIMS, Config, LocalInverseSettings
+from hse_dist.config import MAX_DIMS, Config
 from hse_dist.errors import ConfigError, DataError
 from hse_dist.files import new_folder, write_json
 from hse_dist.sparsity.selection import RadixSelection
+from hse_dist.sparsity.start.choose import Judge, best_of
 from hse_dist.sparsity.start.cut import Budget, Doubles, NewSelection, cut
 from hse_dist.sparsity.start.folder import VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
-from hse_dist.sparsity.start.gram import open_co_occurrence, write_co_occurrence
 from hse_dist.sparsity.start.hse import factorize, strongest_entries
-from hse_dist.sparsity.start.local_inverse import solve_range
 from hse_dist.sparsity.start.random_rows import random_entries, row_lengths
+from hse_dist.sparsity.start.solving import Job, count_pairs, refit_all, solve_all
 from hse_dist.sparsity.start.triples import write_parts
 from hse_dist.tasks import map_tasks
 
@@ -48,9 +50,16 @@ class Histories(Protocol):
 
 
 def make_start(
-    config: Config, prepared: Histories, folder: str | Path, new_selection: NewSelection = RadixSelection
+    config: Config,
+    prepared: Histories,
+    folder: str | Path,
+    new_selection: NewSelection = RadixSelection,
+    judge: Judge | None = None,
 ) -> StartFolder:
     """Make the start that the configuration names, or open it where `folder` holds it already.
+
+    Args:
+        judge: the worth of a start on validation; needed where the settings list several to choose from.
 
     Raises:
         ConfigError: the catalogue does not fit the settings: fewer items than live entries, too many for
@@ -61,20 +70,28 @@ def make_start(
     _check(config, prepared.items, settings["dims"])
     if (found := _existing(folder)) is not None and found.manifest["settings"] == settings:
         return found
-    makers = {"local_inverse": _local_inverse, "hse": _hse, "random": _random}
+    makers: dict[str, Callable[..., dict[str, Any]]] = {
+        "local_inverse": partial(_local_inverse, judge=judge),
+        "hse": _hse,
+        "random": _random,
+    }
     with new_folder(folder) as target:
         made = makers[config.sparsity.start](config, prepared, target, new_selection)
-        manifest = {
-            "version": VERSION,
-            "kind": config.sparsity.start,
-            "rows": prepared.items,
-            "dims": settings["dims"],
-            "ranges": [list(bounds) for bounds in row_ranges(prepared.items)],
-            "settings": settings,
-            **made,
-        }
-        write_json(target / "manifest.json", manifest)
+        write_json(target / "manifest.json", _manifest(config, prepared, made))
     return StartFolder(folder)
+
+
+def _manifest(config: Config, prepared: Histories, made: dict[str, Any]) -> dict[str, Any]:
+    settings = start_settings(config, prepared)
+    return {
+        "version": VERSION,
+        "kind": config.sparsity.start,
+        "rows": prepared.items,
+        "dims": settings["dims"],
+        "ranges": [list(bounds) for bounds in row_ranges(prepared.items)],
+        "settings": settings,
+        **made,
+    }
 
 
 def start_settings(config: Config, prepared: Histories) -> dict[str, Any]:
@@ -139,20 +156,30 @@ def _budget(config: Config, rows: int) -> Budget:
     return Budget(live * rows, budget.floor, budget.ceiling, unit)
 
 
-def _local_inverse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
-    settings, work = config.sparsity.local_inverse, target / "work"
-    write_co_occurrence(prepared.matrix("train"), work / "gram")
-    bounds = np.linspace(0, prepared.items, min(settings.tasks, prepared.items) + 1).astype(int).tolist()
-    parts = [(work, settings, index, *bounds) for index, bounds in enumerate(pairwise(bounds))]
-    map_tasks(_solve_part, parts, at_a_time=settings.tasks, label="start solve")
-    return _cut(config, prepared, target, None, new_selection)
+def _local_inverse(
+    config: Config, prepared: Histories, target: Path, new_selection: NewSelection, *, judge: Judge | None
+) -> dict[str, Any]:
+    settings, gram = config.sparsity.local_inverse, target / "gram"
+    count_pairs(prepared.matrix("train"), settings.history_power, gram)
 
+    def make(regularization: float, folder: Path) -> dict[str, Any]:
+        job = Job(gram, prepared.items, settings, regularization)
+        first = folder / "first" if settings.refit else folder
+        solve_all(job, first / "work" / "parts")
+        made = _cut(config, prepared, first, None, new_selection)
+        if settings.refit:
+            refit_all(job, first, folder / "work")
+            shutil.rmtree(first)
+            made = _cut(config, prepared, folder, None, new_selection)
+        return made
 
-def _solve_part(part: tuple[Path, LocalInverseSettings, int, int, int]) -> None:
-    work, settings, index, first, last = part
-    pairs = open_co_occurrence(work / "gram")
-    triples = solve_range(pairs, first, last, regularization=settings.regularization, size=settings.entries)
-    write_parts(triples, work / "parts", index)
+    if isinstance(settings.regularization, float):
+        made = make(settings.regularization, target)
+    else:
+        manifest = partial(_manifest, config, prepared)
+        made = best_of(settings.regularization, target, make, manifest, judge)
+    shutil.rmtree(gram)
+    return made
 
 
 def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:

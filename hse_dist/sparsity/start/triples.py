@@ -2,6 +2,7 @@
 
 In: the triples of one task. Out: one Parquet part for each range of rows that it touches; and all parts of a range in
 canonical order. The parts are the only thing tasks exchange: no task holds more than its own triples or its own range.
+After a cut, entries go back in the same way to the ranges that own their columns.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hse_dist.sparsity.start.folder import ENTRIES_SCHEMA, RANGE_ROWS
+from hse_dist.sparsity.start.folder import ENTRIES_SCHEMA, RANGE_ROWS, range_name
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,10 @@ def read_parts(folder: str | Path, index: int) -> Triples:
     table = pa.concat_tables(tables) if tables else ENTRIES_SCHEMA.empty_table()
     rows, columns = (table[name].to_numpy().astype(np.int64) for name in ("row", "column"))
     return Triples(rows, columns, table["value"].to_numpy()).take(np.lexsort((columns, rows)))
+
+
+def exchange(start: str | Path, folder: str | Path, index: int) -> None:
+    """Write the entries of a range of a start folder as parts of the ranges of their columns, rows as columns."""
+    table = pq.read_table(Path(start) / "entries" / range_name(index), partitioning=None)
+    rows, columns = (table[name].to_numpy().astype(np.int64) for name in ("row", "column"))
+    write_parts(Triples(columns, rows, table["value"].to_numpy()), folder, index)

@@ -12,7 +12,8 @@ import scipy.sparse as ss
 from hse_dist.errors import NumericError
 from hse_dist.sparsity.start import local_inverse
 from hse_dist.sparsity.start.gram import CoOccurrence, open_co_occurrence, write_co_occurrence
-from hse_dist.sparsity.start.local_inverse import solve_range
+from hse_dist.sparsity.start.local_inverse import Patterns, Regularization, find_patterns, join_patterns, solve
+from hse_dist.sparsity.start.triples import Triples
 
 
 def pairs_of(x: ss.csr_matrix, folder: Path) -> CoOccurrence:
@@ -20,37 +21,85 @@ def pairs_of(x: ss.csr_matrix, folder: Path) -> CoOccurrence:
     return open_co_occurrence(folder / "gram")
 
 
-def factor(pairs: CoOccurrence, bounds: list[int], regularization: float, size: int) -> np.ndarray:
+def solve_range(pairs: CoOccurrence, first: int, last: int, regularization: Regularization, size: int) -> Triples:
+    diagonal = regularization.diagonal(pairs.counts)
+    return solve(pairs, find_patterns(pairs, first, last, diagonal=diagonal, size=size), regularization)
+
+
+def factor(pairs: CoOccurrence, bounds: list[int], constant: float, size: int, dropout: float = 0.0) -> np.ndarray:
     """L as a dense float64 matrix, from ranges of items."""
     items = len(pairs.counts)
     lower = np.zeros((items, items))
     for first, last in pairwise(bounds):
-        part = solve_range(pairs, first, last, regularization=regularization, size=size)
+        part = solve_range(pairs, first, last, Regularization(constant, dropout), size)
         assert part.values.dtype == np.float32
         lower[part.columns, part.rows] = part.values
     return lower
 
 
-def slow_factor(x: ss.csr_matrix, regularization: float, size: int) -> np.ndarray:
+def slow_row(gram: np.ndarray, pattern: list[int]) -> np.ndarray:
+    """The factor's row on a pattern by a general solver."""
+    solution = np.linalg.solve(gram[np.ix_(pattern, pattern)], np.eye(len(pattern))[-1])
+    return solution / np.sqrt(solution[-1])
+
+
+def slow_factor(gram: np.ndarray, size: int) -> np.ndarray:
     """The same from the definition: pattern by a full sort, solution by a general solver."""
-    dense = x.toarray().astype(np.float64)
-    gram = dense.T @ dense + regularization * np.eye(x.shape[1])
     lower = np.zeros_like(gram)
     for i in range(len(gram)):
         weight = gram[i, :i] / np.diag(gram)[:i]
         earlier = np.argsort(-weight, kind="stable")[: size - 1]
         pattern = [*sorted(earlier[weight[earlier] > 0]), i]
-        solution = np.linalg.solve(gram[np.ix_(pattern, pattern)], np.eye(len(pattern))[-1])
-        lower[i, pattern] = solution / np.sqrt(solution[-1])
+        lower[i, pattern] = slow_row(gram, pattern)
     return lower
+
+
+def dense_gram(x: ss.csr_matrix, regularization: float, dropout: float = 0.0) -> np.ndarray:
+    """The expected Gram matrix of histories that lose a share of their entries, each kept one scaled up, plus λ."""
+    dense = x.toarray().astype(np.float64)
+    counts = dense.sum(0)
+    return dense.T @ dense + np.diag(regularization + dropout / (1 - dropout) * counts)
 
 
 @pytest.mark.parametrize("size", [1, 2, 9, 50])
 def test_rows_equal_a_slow_solve(histories, tmp_path: Path, size: int) -> None:
     x = histories.matrix("train")
     lower = factor(pairs_of(x, tmp_path), [0, 50], 5.0, size)
-    np.testing.assert_allclose(lower, slow_factor(x, 5.0, size), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(lower, slow_factor(dense_gram(x, 5.0), size), rtol=1e-5, atol=1e-7)
     assert (np.count_nonzero(lower, axis=1) <= size).all()
+
+
+def test_dropout_adds_a_share_of_the_counts(histories, tmp_path: Path) -> None:
+    x = histories.matrix("train")
+    lower = factor(pairs_of(x, tmp_path), [0, 50], 5.0, size=9, dropout=0.25)
+    np.testing.assert_allclose(lower, slow_factor(dense_gram(x, 5.0, dropout=0.25), 9), rtol=1e-5, atol=1e-7)
+
+
+def test_any_pattern_gets_its_best_values(histories, tmp_path: Path) -> None:
+    x, rng = histories.matrix("train"), np.random.default_rng(3)
+    pairs, gram = pairs_of(x, tmp_path), dense_gram(x, 5.0)
+    items, members = np.nonzero(np.tril(rng.random((50, 50)) < 0.2))
+    shuffled = rng.permutation(len(items))
+    found = np.zeros((50, 50))
+    for first, last in pairwise([0, 9, 10, 50]):
+        mine = shuffled[(items[shuffled] >= first) & (items[shuffled] < last)]
+        patterns = join_patterns(items[mine], members[mine], first, last)
+        part = solve(pairs, patterns, Regularization(5.0))
+        found[part.columns, part.rows] = part.values
+    for i in range(50):
+        pattern = [*members[(items == i) & (members < i)], i]
+        np.testing.assert_allclose(found[i, pattern], slow_row(gram, pattern), rtol=1e-5, atol=1e-7)
+        assert set(np.flatnonzero(found[i])) <= set(pattern)
+    # what makes it the best factor of the pattern: the diagonal of L G Lᵀ is 1
+    np.testing.assert_allclose(np.einsum("ij,jk,ik->i", found, gram, found), 1, rtol=1e-5)
+
+
+def test_patterns_without_others_are_the_items_themselves() -> None:
+    nothing = np.empty(0, np.int64)
+    patterns = join_patterns(nothing, nothing, 4, 7)
+    assert isinstance(patterns, Patterns) and patterns.first == 4
+    np.testing.assert_array_equal(patterns.offsets, [0, 1, 2, 3])
+    np.testing.assert_array_equal(patterns.columns, [4, 5, 6])
 
 
 def test_the_full_pattern_gives_the_inverse(histories, tmp_path: Path) -> None:
@@ -75,4 +124,4 @@ def test_ranges_and_batches_do_not_change_a_bit(
 def test_a_singular_block_names_row_and_setting(tmp_path: Path) -> None:
     twins = ss.csr_matrix(np.ones((4, 2), np.float32))
     with pytest.raises(NumericError, match=r"item row 1.*sparsity\.local_inverse\.regularization = 1e-300"):
-        solve_range(pairs_of(twins, tmp_path), 0, 2, regularization=1e-300, size=8)
+        solve_range(pairs_of(twins, tmp_path), 0, 2, Regularization(1e-300), size=8)

@@ -24,7 +24,8 @@ def config(start: str, *, live: int = 8, budget: dict[str, Any] | None = None, *
     if start == "random":
         table |= own
     else:
-        sparsity[start] = {"regularization": 5.0, **own}
+        alike = {"history_power": 0.0, "dropout": 0.0} if start == "local_inverse" else {}
+        sparsity[start] = {"regularization": 5.0, **alike, **own}
     return parse_config({"tables": {"item": table}, "sparsity": sparsity}, "test")
 
 
@@ -78,6 +79,69 @@ def test_a_full_local_inverse_scores_like_ease(histories, ease, tmp_path: Path) 
     assert start.live_entries == 12 * 13 // 2  # fewer than the budget: all of the triangle is kept
 
 
+def gram_of(histories, regularization: float) -> np.ndarray:
+    x = histories.matrix("train").toarray().astype(np.float64)
+    return x.T @ x + regularization * np.eye(x.shape[1])
+
+
+def test_refit_values_are_the_best_on_what_the_cut_left(histories, small_ranges: int, tmp_path: Path) -> None:
+    cut = make_start(config("local_inverse", live=4, refit=False), histories, tmp_path / "cut")
+    refit = make_start(config("local_inverse", live=4), histories, tmp_path / "refit")
+    gram, before, after = gram_of(histories, 5.0), dense(cut).T, dense(refit).T / refit.manifest["value_scale"]
+    assert refit.live_entries == cut.live_entries == 200
+    same = 0
+    for i in range(50):
+        pattern = sorted({*np.flatnonzero(before[i]), i})
+        solution = np.linalg.solve(gram[np.ix_(pattern, pattern)], np.eye(len(pattern))[-1])
+        left = np.flatnonzero(after[i])
+        assert set(left) <= set(pattern)  # an item that the cut took from its own pattern came back for the solve
+        expected = np.zeros(50)
+        expected[pattern] = solution / np.sqrt(solution[-1])
+        np.testing.assert_allclose(after[i, left], expected[left], rtol=1e-4)
+        same += len(left) == np.count_nonzero(before[i])
+    assert same >= 40
+
+
+def test_weighted_histories_and_dropout_score_like_weighted_ease(histories, tmp_path: Path) -> None:
+    histories = type(histories)(histories.matrix("train")[:, :12])
+    own = {"entries": 12, "history_power": 0.5, "dropout": 0.2}
+    start = make_start(config("local_inverse", live=12, budget={"ceiling": 12}, **own), histories, tmp_path / "start")
+    x = histories.matrix("train").toarray().astype(np.float64)
+    weight = np.maximum(x.sum(1), 1) ** -0.5
+    weight *= x.sum() / (weight @ x.sum(1))
+    counts = weight @ x
+    inverse = np.linalg.inv((x.T * weight) @ x + np.diag(5.0 + 0.25 * counts))
+    expected = -inverse / np.diag(inverse)
+    np.fill_diagonal(expected, 0.0)
+    # whole numbers of 1/64 stand for the weights
+    factor = start.manifest["value_scale"] ** 2 * start.manifest["gain_scale"]
+    np.testing.assert_allclose(scores(start, x) / factor, x @ expected, rtol=0.05, atol=5e-3)
+
+
+def test_the_judge_chooses_the_regularization(histories, small_ranges: int, tmp_path: Path) -> None:
+    worths = {1.0: 0.3, 5.0: 0.5, 20.0: 0.5, 80.0: 0.1}
+    judged = []
+
+    def judge(start: StartFolder) -> float:
+        alone = make_start(config("local_inverse", regularization=order[len(judged)]), histories, tmp_path / "alone")
+        for one, other in zip(start.entries(), alone.entries(), strict=True):
+            np.testing.assert_array_equal(one, other)
+        judged.append(order[len(judged)])
+        return worths[judged[-1]]
+
+    order = [80.0, 5.0, 20.0, 1.0]
+    start = make_start(config("local_inverse", regularization=order), histories, tmp_path / "s", judge=judge)
+    assert judged == order and start.manifest["regularization"] == 5.0
+    assert start.manifest["validation"] == {"80": 0.1, "5": 0.5, "20": 0.5, "1": 0.3}
+    assert {path.name for path in start.folder.iterdir()} == {"manifest.json", "rows", "entries"}
+    best = make_start(config("local_inverse", regularization=5.0), histories, tmp_path / "best")
+    found = content(start.folder)
+    assert all(found[name] == data for name, data in content(best.folder).items() if name != "manifest.json")
+    assert (
+        make_start(config("local_inverse", regularization=order), histories, tmp_path / "s").rows == 50
+    )  # it is there
+
+
 def test_a_row_budget_keeps_each_rows_strongest(histories, tmp_path: Path) -> None:
     start = make_start(config("hse", live=5, budget={"kind": "row"}), histories, tmp_path / "start")
     full = dense(make_start(config("hse", live=50, budget={"ceiling": 50}), histories, tmp_path / "full"))
@@ -103,7 +167,7 @@ def test_random_rows_follow_popularity(histories, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["local_inverse", "random"])
 def test_the_number_of_tasks_changes_no_byte(histories, small_ranges: int, tmp_path: Path, kind: str) -> None:
     found = []
-    for tasks in (1, 3, 50):
+    for tasks in (1, 3, 50):  # with the refit
         raw = config(kind).model_dump()
         raw["sparsity"]["local_inverse"]["tasks"] = tasks
         found.append(content(make_start(parse_config(raw, "test"), histories, tmp_path / str(tasks)).folder))
@@ -128,7 +192,7 @@ def test_the_server_decides_the_cut(histories, small_ranges: int, tmp_path: Path
             return super().feed(histograms)
 
     watched = make_start(config("local_inverse", live=3), histories, tmp_path / "watched", Watched)
-    assert asked == [(0, (8, 2048)), (1, (8, 2048)), (2, (8, 1024))]
+    assert asked == 2 * [(0, (8, 2048)), (1, (8, 2048)), (2, (8, 1024))]  # before and after the refit
     plain = make_start(config("local_inverse", live=3), histories, tmp_path / "plain")
     assert content(watched.folder) == content(plain.folder)
 
