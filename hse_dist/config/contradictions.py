@@ -70,6 +70,8 @@ def _budget(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
         yield f"sparsity.budget.floor = {floor} exceeds tables.item.live = {item.live}"
     if ceiling < item.live:
         yield f"sparsity.budget.ceiling = {ceiling} is below tables.item.live = {item.live}"
+    if sparsity.budget.kind == "popularity" and item.capacity_power:
+        yield 'sparsity.budget.kind = "popularity" has sparsity.budget.power: leave out tables.item.capacity_power'
 
 
 def _rewire(sparsity: SparsitySettings) -> Iterator[str]:

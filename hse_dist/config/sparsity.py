@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from hse_dist.config.base import Settings
 
@@ -26,12 +26,15 @@ class HseSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    kind: Literal["global", "row"] = "global"
-    """Who gets the live entries: all rows compete, or each row keeps its own number."""
+    kind: Literal["global", "row", "popularity"] = "global"
+    """Who gets the live entries: all rows compete, or each row keeps its own number: the same for all (`row`), or by
+    how often it occurs (`popularity`)."""
     floor: PositiveInt = 1
     """Live entries that every row keeps."""
     ceiling: PositiveInt = 128
     """Most live entries of a row (its capacity may be smaller)."""
+    power: NonNegativeFloat = 0.5
+    """Of `popularity`: a row's number is in proportion to count^power; 0: all the same."""
 
 
 class ScheduleSettings(Settings):

@@ -51,6 +51,8 @@ POLICIES = (
     Policy("sparsity.budget", "global", "entries of all rows compete, between a floor and a ceiling a row",
            f"{SURVEY} §3.9"),
     Policy("sparsity.budget", "row", "every row keeps its own number", f"{SURVEY} §3.9"),
+    Policy("sparsity.budget", "popularity", "every row keeps its own number, in proportion to count^power",
+           "mixed dimensions, Ginart et al., ISIT 2021 §3", "8 bytes a row while the start is made"),
 )  # fmt: skip
 """In the order of the settings."""
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from hse_dist.config import SparsitySettings
 from hse_dist.errors import NumericError
-from hse_dist.sparsity.budget import row_drops
+from hse_dist.sparsity.budget import row_drops, rows_compete
 from hse_dist.sparsity.client import Transport, select
 from hse_dist.sparsity.growth import Floats, Ints, random_positions
 from hse_dist.sparsity.messages import Close, Closed, Failed, Open, Plan
@@ -111,7 +111,7 @@ def _protect(block: Block, floor: int) -> None:
 
 def _drop(keys: SlotKeys, plan: Plan, transport: Transport, settings: SparsitySettings) -> Ints:
     """Leave the keys of what is dropped; how many entries each row loses, int64 [rows]."""
-    if settings.budget.kind == "global":
+    if rows_compete(settings.budget):
         return keys.take(select(transport, plan.version, "drop", keys.parts), largest=False)
     quota = row_drops(keys.live, plan.fraction, settings.budget.floor)
     keys.narrow(lambda block: _strongest(block, quota, largest=False))
@@ -128,7 +128,7 @@ def _room(owned: OwnedRows, live: Ints, dropped: Ints, settings: SparsitySetting
 
     A row above the ceiling (of an earlier configuration) may go back to where it was, but does not grow.
     """
-    if settings.budget.kind == "row":
+    if not rows_compete(settings.budget):
         return dropped, dropped
     ceiling = np.minimum(np.diff(owned.offsets), settings.budget.ceiling)
     left = live - dropped
@@ -152,7 +152,7 @@ def _grow(
     keep_strongest(starts, keys, columns.astype(np.int32), room[of_group - owned.first], largest=True)
     fits = keys != 0
     rows, columns, keys = rows[fits], columns[fits], keys[fits]
-    if settings.budget.kind == "global":
+    if rows_compete(settings.budget):
         taken = chosen(keys, select(transport, plan.version, "grow", lambda: [keys]), 0, largest=True)
         rows, columns = rows[taken], columns[taken]
     return rows, columns
@@ -163,7 +163,7 @@ def _restore(keys: SlotKeys, back: Ints, plan: Plan, transport: Transport, setti
     what it was; how many do."""
     dropped = keys.marks()
     keys.narrow(lambda block: _strongest(block, back, largest=True))
-    if settings.budget.kind == "global":
+    if rows_compete(settings.budget):
         restored = keys.take(select(transport, plan.version, "restore", keys.parts), largest=True)
     else:
         restored = back
