@@ -73,7 +73,7 @@ def row_lengths(counts: Ints, *, total: int, power: float, floor: int, ceiling: 
 
 def erdos_renyi(shapes: Sequence[tuple[int, int]], total: int) -> Ints:
     """The live entries of tables of different shape, int64 [tables]: densities in proportion to
-    (rows + dims) / (rows · dims), so numbers to rows + dims; a row has at least one, a table at most all of its entries.
+    (rows + dims) / (rows · dims), so numbers to rows + dims; a row has at least one, a table no more than it can.
 
     One table gets the whole. Source: SET (Mocanu et al., Nature Communications 2018, eq. 3); Hoefler et al. (§3.9).
 

@@ -132,7 +132,7 @@ def _lengths(counts: Ints, most: Ints, budget: Budget, power: float) -> Ints:
 
 
 def _gather(task: tuple[_Range, Budget, Doubles | None]) -> Ints:
-    """Sort a range's entries and tell who competes; how many entries each row has, at most the ceiling, int64 [rows]."""
+    """Sort a range's entries and tell who competes; entries of each row, at most the ceiling, int64 [rows]."""
     mine, budget, gains = task
     triples = read_parts(mine.work / "parts", mine.index)
     norms = _squared_norms(triples, mine)

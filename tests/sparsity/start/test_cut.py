@@ -47,10 +47,11 @@ def run_cut(dense: np.ndarray, rows: np.ndarray, budget: Budget, gains: np.ndarr
         all_gains = np.full(ROWS, 1e-6)
         all_gains[rows] = gains
     total = Budget(budget.live + len(others), budget.floor, budget.ceiling, budget.unit)
+    counts = np.ones(ROWS, np.int64)
     made = cut(
         folder / "work",
         folder,
-        np.ones(ROWS, np.int64),
+        counts,
         total,
         gains=all_gains,
         new_selection=RadixSelection,
