@@ -50,16 +50,31 @@ class ScheduleSettings(Settings):
     """How that share falls until `stop`."""
 
 
+DropKind = Literal["magnitude", "sensitivity", "movement", "fisher", "activity", "soft_threshold", "random"]
+
+
 class DropSettings(Settings):
-    kind: Literal["magnitude"] = "magnitude"
-    """What a live entry is worth: |value| · √|gain|."""
+    kind: DropKind = "magnitude"
+    """What a live entry is worth: |value| · √|gain|, or by the loss gradients of the steps before a rewire
+    (`sensitivity`, `movement`, `fisher`), with the length of its column (`activity`), or nothing (`random`).
+    `soft_threshold` drops by magnitude, and takes the magnitude of the last one dropped from all that stay."""
+    normalise: bool = True
+    """Whether gradients are divided by how often their row was a candidate; else rows that often are weigh more."""
+    popularity_power: Annotated[float, Field(ge=-4.0, le=4.0)] = 0.0
+    """Worth is multiplied by (count of the row / largest count)^power; 0: by nothing."""
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether gradients of live entries are gathered before a rewire."""
+        return self.kind in ("sensitivity", "movement", "fisher")
 
 
 class GrowSettings(Settings):
     kind: Literal["gradient", "random", "none"] = "gradient"
     """Which positions become live: the strongest loss gradient, random ones, or none (then nothing is dropped)."""
     window: PositiveInt = 4
-    """Steps before a rewire over which gradients of candidates are gathered."""
+    """Steps before a rewire over which gradients are gathered: of candidates, and of live entries where the worth of
+    these depends on it."""
     collect_users: PositiveInt = 128
     """Users of a batch whose gradients are gathered: a sample of them, the cost is in proportion."""
     explore: PositiveInt = 16

@@ -20,9 +20,11 @@ from hse_dist.config import SparsitySettings
 from hse_dist.errors import NumericError
 from hse_dist.sparsity.budget import row_drops, rows_compete
 from hse_dist.sparsity.client import Transport, select
+from hse_dist.sparsity.criteria import Evidence, score_keys, weigh
 from hse_dist.sparsity.growth import Floats, Ints, random_positions
 from hse_dist.sparsity.messages import Close, Closed, Failed, Open, Plan
-from hse_dist.sparsity.selection import chosen
+from hse_dist.sparsity.selection import Selection, chosen
+from hse_dist.sparsity.shrink import freed_below, shrink
 from hse_dist.sparsity.slot_keys import Block, SlotKeys, count_live
 from hse_dist.sparsity.slots import find_live, free, groups, keys_of, place
 from hse_dist.sparsity.strongest import keep_strongest
@@ -49,6 +51,7 @@ def rewire(
     step: int,
     seed: int,
     visits: int = 0,
+    evidence: Evidence | None = None,
 ) -> Closed:
     """Rewire `owned` in place together with the other ranks.
 
@@ -58,6 +61,7 @@ def rewire(
         version: of the tables now.
         step: of the run, for the schedule.
         visits: of owned rows by ranks and steps since the last rewire, for the journal.
+        evidence: what the drop scores need beside values and gains; magnitude needs none.
 
     Returns:
         the new version, and what the journal says of it.
@@ -66,19 +70,21 @@ def rewire(
         NumericError: a value or a score of some rank is NaN or infinite; names the row, on all ranks.
         ProtocolError: the ranks disagree.
     """
-    keys, floor = SlotKeys(owned, gains), settings.budget.floor
+    evidence, floor = evidence or Evidence(), settings.budget.floor
+    gains = weigh(gains, evidence)
+    keys = SlotKeys(owned, gains, score_keys(settings.drop, evidence, seed, version + 1))
     with _told(transport, version + 1):
         competing = keys.narrow(lambda block: _protect(block, floor))
     live = keys.live
     plan = transport.ask(Open(version + 1, step, owned.first, int(live.sum()), competing))
-    dropped = _drop(keys, plan, transport, settings)
+    dropped, selection = _drop(keys, plan, transport, settings)
     room, limit = _room(owned, live, dropped, settings)
     if candidates is None:
         rows, wanted = np.arange(owned.first, owned.last), np.minimum(room, settings.grow.explore)
         candidates = Candidates(*random_positions(rows, wanted, owned.dims, seed, plan.version))
     new_rows, new_columns = _grow(owned, room, candidates, plan, transport, settings)
     limit = limit - np.bincount(new_rows - owned.first, minlength=len(room))
-    restored = _restore(keys, np.minimum(dropped, limit), plan, transport, settings)
+    restored = _restore(keys, np.minimum(dropped, limit), plan, transport, settings, selection)
     place(owned, new_rows, new_columns)
     closed: Closed = transport.ask(
         Close(
@@ -109,13 +115,16 @@ def _protect(block: Block, floor: int) -> None:
     keep_strongest(block.rows.offsets, block.keys, block.rows.columns, limits, largest=True, others=True)
 
 
-def _drop(keys: SlotKeys, plan: Plan, transport: Transport, settings: SparsitySettings) -> Ints:
-    """Leave the keys of what is dropped; how many entries each row loses, int64 [rows]."""
+def _drop(
+    keys: SlotKeys, plan: Plan, transport: Transport, settings: SparsitySettings
+) -> tuple[Ints, Selection | None]:
+    """Leave the keys of what is dropped; how many each row loses, int64 [rows], and the decision of all rows."""
     if rows_compete(settings.budget):
-        return keys.take(select(transport, plan.version, "drop", keys.parts), largest=False)
-    quota = row_drops(keys.live, plan.fraction, settings.budget.floor)
+        selection = select(transport, plan.version, "drop", keys.parts)
+        return keys.take(selection, largest=False), selection
+    quota = np.minimum(row_drops(keys.live, plan.fraction, settings.budget.floor), keys.counts())
     keys.narrow(lambda block: _strongest(block, quota, largest=False))
-    return quota
+    return quota, None
 
 
 def _strongest(block: Block, limits: Ints, *, largest: bool) -> None:
@@ -158,15 +167,32 @@ def _grow(
     return rows, columns
 
 
-def _restore(keys: SlotKeys, back: Ints, plan: Plan, transport: Transport, settings: SparsitySettings) -> int:
+def _restore(
+    keys: SlotKeys,
+    back: Ints,
+    plan: Plan,
+    transport: Transport,
+    settings: SparsitySettings,
+    drop: Selection | None,
+) -> int:
     """Free the slots of what was dropped, but for the strongest, at most `back` a row, that return so that the count is
-    what it was; how many do."""
-    dropped = keys.marks()
+    what it was; how many do.
+
+    Args:
+        drop: the decision of all rows.
+    """
+    dropped, threshold = keys.marks(), None
     keys.narrow(lambda block: _strongest(block, back, largest=True))
-    if rows_compete(settings.budget):
-        restored = keys.take(select(transport, plan.version, "restore", keys.parts), largest=True)
+    if drop is not None:
+        selection = select(transport, plan.version, "restore", keys.parts)
+        restored = keys.take(selection, largest=True)
+        threshold = freed_below(drop, selection)
     else:
         restored = back
     for index, block in keys.blocks():
-        free(block.rows, np.unpackbits(dropped[index], count=len(block.keys)).astype(np.uint32), block.keys)
+        marks = np.unpackbits(dropped[index], count=len(block.keys)).astype(np.uint32)
+        if settings.drop.kind == "soft_threshold":
+            freed = (marks != 0) & (block.keys == 0)
+            shrink(block.rows, keys.gains[block.first : block.last], freed, threshold)
+        free(block.rows, marks, block.keys)
     return int(restored.sum())

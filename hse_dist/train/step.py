@@ -22,12 +22,13 @@ from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.client import Transport
 from hse_dist.sparsity.collect import GrowthCollector
-from hse_dist.sparsity.growth import merge
+from hse_dist.sparsity.criteria import Evidence, LiveSightings, column_lengths, popularity_of
+from hse_dist.sparsity.growth import merge, sums
 from hse_dist.sparsity.rewire import Candidates, rewire
 from hse_dist.sparsity.schedule import collects_at, rewires_at
 from hse_dist.sparsity.slots import rescale_to_unit
 from hse_dist.tables.plan import local_device
-from hse_dist.tables.sharded import DenseTable, PackedTable
+from hse_dist.tables.sharded import DenseTable, OwnedRows, PackedTable
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Trainer:
         steps: length of the run on these ranks, for schedules.
         ahead: how much further the run is than its count of steps says: a run that began on other ranks counted other
             steps.
+        counts: training interactions of each row, int64 [rows]; None: all the same.
     """
 
     def __init__(
@@ -58,12 +60,15 @@ class Trainer:
         ranks: Ranks,
         steps: int,
         ahead: int = 0,
+        counts: np.ndarray | None = None,
     ) -> None:
         self.config, self.table, self.transport, self.ranks = config, table, transport, ranks
         self.steps, self.ahead = steps, ahead
         self.device = local_device(ranks.device)  # with its number: a thread's present device is always the first
         self.model = Autoencoder(config.model)
         self.collector = GrowthCollector(config.sparsity.grow)
+        self.live_seen = LiveSightings(config.sparsity.drop)
+        self.popularity = popularity_of(counts, config.sparsity.drop.popularity_power)
         self.version = 0
         self._asked: tuple[Batch, Any] | None = None
 
@@ -79,15 +84,20 @@ class Trainer:
         self._set_rates(due)
         rows = self.table.answer(self._ask(batch))
         ahead = self._ask(following) if following is not None else None
-        watched = self.collector.users(rows) if collect else 0
+        grows = collect and sparsity.grow.kind == "gradient"
+        watched = self.collector.users(rows) if grows else 0
+        if collect:
+            self.live_seen.watch(rows)
         loss, activations = self.model.loss(rows, batch, self._generator(step), collect=watched)
         self._check(loss, step)
         if following is not None and ahead is not None:
             ahead.advance()
             self._asked = (following, ahead)
         loss.backward()  # the fused optimizer updates the owners' shards in here
-        if collect:
+        if grows:
             self.collector.collect(activations, batch.candidates)
+        if collect:
+            self.live_seen.collect(rows, batch.candidates)
         entry = None
         if packed and rewires_at(sparsity, due, self.steps):
             with self.ranks.meter.all_as("rewire"):
@@ -126,6 +136,7 @@ class Trainer:
                 step=step,
                 seed=self.config.run.seed,
                 visits=visited,
+                evidence=self._evidence(owned, gains),
             )
             if unit:
                 rescale_to_unit(owned)
@@ -134,6 +145,20 @@ class Trainer:
             table.end_loan()  # where something failed
         self.version = closed.version
         return closed.entry
+
+    def _evidence(self, owned: OwnedRows, gains: np.ndarray) -> Evidence:
+        """What the scores of live entries need, of all ranks; a collective call."""
+        drop, positions, means, lengths, popularity = self.config.sparsity.drop, None, None, None, None
+        assert isinstance(self.table, PackedTable)
+        if drop.by_gradient:
+            seen, visited = self.live_seen.send_to_owners(self.ranks, self.table.row_ranges)
+            rows, columns, means = sums(seen, visited, normalise=drop.normalise)
+            positions = rows * self.table.dims + columns
+        if drop.kind == "activity":
+            lengths = column_lengths(owned, gains, self.table.rows, self.ranks)
+        if self.popularity is not None:
+            popularity = self.popularity[owned.first : owned.last]
+        return Evidence(positions, means, lengths, popularity, owned.first)
 
     def batch(self, block: HistoryBlock, step: int) -> Batch:
         """This rank's input of a step, on its device. It follows from block, seed, step and rank alone, so that a
@@ -151,11 +176,12 @@ class Trainer:
     def own_state(self) -> dict[str, np.ndarray]:
         """What no other rank has: growth candidates, and what this rank owes of its gradients."""
         owed = self.table.residuals_state() if isinstance(self.table, PackedTable) else {}
-        return {**self.collector.state_dict(), **owed}
+        return {**self.collector.state_dict(), **self.live_seen.state_dict(), **owed}
 
     def load_own_state(self, state: dict[str, np.ndarray]) -> None:
         """Take up `own_state()` of a rank, too."""
         self.collector.load_state_dict(state)
+        self.live_seen.load_state_dict(state)
         if isinstance(self.table, PackedTable):
             self.table.load_residuals(state)
 
