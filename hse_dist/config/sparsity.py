@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from hse_dist.config.base import Settings
+from hse_dist.config.base import Fraction, Settings
 
 
 class LocalInverseSettings(Settings):
@@ -70,8 +70,10 @@ class DropSettings(Settings):
 
 
 class GrowSettings(Settings):
-    kind: Literal["gradient", "random", "none"] = "gradient"
-    """Which positions become live: the strongest loss gradient, random ones, or none (then nothing is dropped)."""
+    kind: Literal["gradient", "momentum", "co_occurrence", "random", "none"] = "gradient"
+    """Which positions become live: the strongest loss gradient, or its sum decayed from rewire to rewire (`momentum`);
+    columns of the rows that occur in the same histories (`co_occurrence`); random ones; or none (then nothing is
+    dropped)."""
     window: PositiveInt = 4
     """Steps before a rewire over which gradients are gathered: of candidates, and of live entries where the worth of
     these depends on it."""
@@ -79,8 +81,22 @@ class GrowSettings(Settings):
     """Users of a batch whose gradients are gathered: a sample of them, the cost is in proportion."""
     explore: PositiveInt = 16
     """Strongest positions a candidate row and step that are sent to the row's owner."""
+    normalise: bool = True
+    """Whether sums are divided by how often their row was seen; else rows that often are weigh more."""
+    decay: Fraction = 0.5
+    """Of `momentum`: what a rewire leaves of the sums before it; of each row the `explore` strongest are kept."""
     memory_mb: PositiveInt = 256
     """Memory for what those users leave in such a step, and for blocks of dense gradients of the plain path, in MiB."""
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether gradients of positions that are not live are gathered before a rewire."""
+        return self.kind in ("gradient", "momentum")
+
+    @property
+    def gathers(self) -> bool:
+        """Whether steps before a rewire gather candidates."""
+        return self.by_gradient or self.kind == "co_occurrence"
 
 
 class SparsitySettings(Settings):

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from hse_dist.config import GrowSettings
+from hse_dist.data.batch import Batch
 from hse_dist.model.autoencoder import Activations
 from hse_dist.model.fused import available
 from hse_dist.model.kernels import expand_rows
 from hse_dist.model.operators import SparseOperators
 from hse_dist.native.library import call
+from hse_dist.sparsity.co_occurrence import shared_columns
 from hse_dist.sparsity.sightings import Sightings
 from hse_dist.tables.block import DenseRows, SparseRows
 
@@ -179,6 +181,17 @@ class GrowthCollector(Sightings):
         columns = min(rows.dims, len(rows.columns) + 1)
         of_one = rows.values.element_size() * (3 * columns + len(rows.offsets))  # the search turns one matrix around
         return max(1, min(self.settings.collect_users, self.settings.memory_mb * 2**20 // of_one))
+
+    def collect_shared(self, rows: SparseRows | DenseRows, batch: Batch) -> None:
+        """Keep the columns of rows that share a history; a row is seen once in each history that has it."""
+        assert isinstance(rows, SparseRows)
+        users, memory = min(self.settings.collect_users, len(batch.offsets) - 1), self.settings.memory_mb * 2**20
+        offsets = batch.offsets[: users + 1]
+        positions = batch.positions[: int(offsets[-1])]
+        candidate, columns, sums = map(
+            torch.from_numpy, shared_columns(rows, offsets, positions, self.settings.explore, memory)
+        )
+        self.add(batch.candidates.cpu()[candidate], columns, sums, batch.candidates[positions])
 
     def collect(self, activations: Activations, candidates: Tensor) -> None:
         """Keep the strongest positions of one step's candidates [C]."""

@@ -34,17 +34,7 @@ class SeenGradients:
         return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
-def merge(seen: SeenGradients, visited: Ints, *, normalise: bool = True) -> tuple[Ints, Ints, Floats]:
-    """One score a position: the size of its sum; see `sums`.
-
-    Returns:
-        rows, columns, scores float32 [n], by row, then column.
-    """
-    rows, columns, totals = sums(seen, visited, normalise=normalise)
-    return rows, columns, np.abs(totals).astype(np.float32)
-
-
-def sums(seen: SeenGradients, visited: Ints, *, normalise: bool) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
+def merge(seen: SeenGradients, visited: Ints, *, normalise: bool = True) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
     """One number a position: Σ gradients, or Σ gradients / visits of its row.
 
     Args:

@@ -33,7 +33,8 @@ from hse_dist.tables.sharded import OwnedRows
 
 @dataclass(frozen=True)
 class Candidates:
-    """Positions that could grow, in canonical order: rows, columns int64 [n], scores float32 [n]."""
+    """Positions that could grow, in canonical order: rows, columns int64 [n], scores float32 [n], of which the
+    size counts."""
 
     rows: Ints
     columns: Ints
@@ -156,7 +157,7 @@ def _grow(
     new = ~find_live(owned, candidates.rows, candidates.columns)
     rows, columns = candidates.rows[new], candidates.columns[new]
     with _told(transport, plan.version):
-        keys = keys_of(candidates.scores[new], rows, "grow")
+        keys = keys_of(np.abs(candidates.scores[new]), rows, "grow")
     starts, of_group = groups(rows)
     keep_strongest(starts, keys, columns.astype(np.int32), room[of_group - owned.first], largest=True)
     fits = keys != 0

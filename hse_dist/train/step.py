@@ -23,10 +23,13 @@ from hse_dist.ranks import Ranks
 from hse_dist.sparsity.client import Transport
 from hse_dist.sparsity.collect import GrowthCollector
 from hse_dist.sparsity.criteria import Evidence, LiveSightings, column_lengths, popularity_of
-from hse_dist.sparsity.growth import merge, sums
+from hse_dist.sparsity.growth import merge
+from hse_dist.sparsity.momentum import Momenta, carry
 from hse_dist.sparsity.rewire import Candidates, rewire
 from hse_dist.sparsity.schedule import collects_at, rewires_at
-from hse_dist.sparsity.slots import rescale_to_unit
+from hse_dist.sparsity.sightings import Sightings
+from hse_dist.sparsity.slots import find_live, rescale_to_unit
+from hse_dist.tables.block import DenseRows, SparseRows
 from hse_dist.tables.plan import local_device
 from hse_dist.tables.sharded import DenseTable, OwnedRows, PackedTable
 
@@ -67,6 +70,7 @@ class Trainer:
         self.device = local_device(ranks.device)  # with its number: a thread's present device is always the first
         self.model = Autoencoder(config.model)
         self.collector = GrowthCollector(config.sparsity.grow)
+        self.momenta = Sightings("momentum_")
         self.live_seen = LiveSightings(config.sparsity.drop)
         self.popularity = popularity_of(counts, config.sparsity.drop.popularity_power)
         self.version = 0
@@ -84,7 +88,7 @@ class Trainer:
         self._set_rates(due)
         rows = self.table.answer(self._ask(batch))
         ahead = self._ask(following) if following is not None else None
-        grows = collect and sparsity.grow.kind == "gradient"
+        grows = collect and sparsity.grow.by_gradient
         watched = self.collector.users(rows) if grows else 0
         if collect:
             self.live_seen.watch(rows)
@@ -97,7 +101,7 @@ class Trainer:
         if grows:
             self.collector.collect(activations, batch.candidates)
         if collect:
-            self.live_seen.collect(rows, batch.candidates)
+            self._collect(rows, batch)
         entry = None
         if packed and rewires_at(sparsity, due, self.steps):
             with self.ranks.meter.all_as("rewire"):
@@ -114,11 +118,7 @@ class Trainer:
         """Let all ranks choose new live entries together; the journal's entry."""
         table = self.table
         assert isinstance(table, PackedTable)
-        candidates, visited = None, 0
-        if self.config.sparsity.grow.kind == "gradient":
-            triples, seen = self.collector.send_to_owners(self.ranks, table.row_ranges)
-            candidates = Candidates(*merge(triples, seen))
-            visited = len(seen)
+        candidates, visited = self._candidates()
         release_memory()  # the collecting steps before it and the rewire itself would add up
         owned = table.owned(borrow=True)
         try:
@@ -138,6 +138,8 @@ class Trainer:
                 visits=visited,
                 evidence=self._evidence(owned, gains),
             )
+            if self.config.sparsity.grow.kind == "momentum" and candidates is not None:
+                self._remember(candidates, owned)
             if unit:
                 rescale_to_unit(owned)
             table.put_back(owned)
@@ -146,13 +148,44 @@ class Trainer:
         self.version = closed.version
         return closed.entry
 
+    def _collect(self, rows: SparseRows | DenseRows, batch: Batch) -> None:
+        """What needs no activations."""
+        if self.config.sparsity.grow.kind == "co_occurrence":
+            self.collector.collect_shared(rows, batch)
+        self.live_seen.collect(rows, batch.candidates)
+
+    def _candidates(self) -> tuple[Candidates | None, int]:
+        """What the ranks together saw of positions of owned rows, and visits of these; None where nothing is gathered.
+        A collective call."""
+        grow, table = self.config.sparsity.grow, self.table
+        assert isinstance(table, PackedTable)
+        if not grow.gathers:
+            return None, 0
+        seen, visited = self.collector.send_to_owners(self.ranks, table.row_ranges)
+        rows, columns, found = merge(seen, visited, normalise=grow.normalise)
+        values = found.astype(np.float32)
+        if grow.kind == "momentum":
+            old, _ = self.momenta.send_to_owners(self.ranks, table.row_ranges)
+            kept = carry(
+                Momenta(old.rows, old.columns, old.gradients), Momenta(rows, columns, values), grow.decay, grow.explore
+            )
+            rows, columns, values = kept.rows, kept.columns, kept.values
+        return Candidates(rows, columns, values), len(visited)
+
+    def _remember(self, candidates: Candidates, owned: OwnedRows) -> None:
+        """Keep what did not grow."""
+        left = ~find_live(owned, candidates.rows, candidates.columns)
+        rows, columns = torch.from_numpy(candidates.rows[left]), torch.from_numpy(candidates.columns[left])
+        values = torch.from_numpy(candidates.scores[left])
+        self.momenta.add(rows, columns, values, torch.empty(0, dtype=torch.int64))
+
     def _evidence(self, owned: OwnedRows, gains: np.ndarray) -> Evidence:
         """What the scores of live entries need, of all ranks; a collective call."""
         drop, positions, means, lengths, popularity = self.config.sparsity.drop, None, None, None, None
         assert isinstance(self.table, PackedTable)
         if drop.by_gradient:
             seen, visited = self.live_seen.send_to_owners(self.ranks, self.table.row_ranges)
-            rows, columns, means = sums(seen, visited, normalise=drop.normalise)
+            rows, columns, means = merge(seen, visited, normalise=drop.normalise)
             positions = rows * self.table.dims + columns
         if drop.kind == "activity":
             lengths = column_lengths(owned, gains, self.table.rows, self.ranks)
@@ -176,12 +209,14 @@ class Trainer:
     def own_state(self) -> dict[str, np.ndarray]:
         """What no other rank has: growth candidates, and what this rank owes of its gradients."""
         owed = self.table.residuals_state() if isinstance(self.table, PackedTable) else {}
-        return {**self.collector.state_dict(), **self.live_seen.state_dict(), **owed}
+        seen = (self.collector, self.live_seen, self.momenta)
+        return {**{name: part for one in seen for name, part in one.state_dict().items()}, **owed}
 
     def load_own_state(self, state: dict[str, np.ndarray]) -> None:
         """Take up `own_state()` of a rank, too."""
         self.collector.load_state_dict(state)
         self.live_seen.load_state_dict(state)
+        self.momenta.load_state_dict(state)
         if isinstance(self.table, PackedTable):
             self.table.load_residuals(state)
 
