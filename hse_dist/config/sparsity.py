@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hse_dist.config.base import Fraction, Settings
 
@@ -99,6 +99,11 @@ class GrowSettings(Settings):
         return self.by_gradient or self.kind == "co_occurrence"
 
 
+class JournalSettings(Settings):
+    ages: NonNegativeInt = 4096
+    """Rows, a keyed sample, whose live entries' ages are followed; 20 bytes an entry of these; 0: none."""
+
+
 class SparsitySettings(Settings):
     start: Literal["local_inverse", "hse", "random"] = "local_inverse"
     """Where the first live entries come from."""
@@ -108,3 +113,4 @@ class SparsitySettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     drop: DropSettings = DropSettings()
     grow: GrowSettings = GrowSettings()
+    journal: JournalSettings = JournalSettings()

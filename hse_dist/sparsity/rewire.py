@@ -10,9 +10,10 @@ Equal tables and an equal multiset of gradients give bit-equal tables, whatever 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,8 @@ from hse_dist.sparsity.slot_keys import Block, SlotKeys, count_live
 from hse_dist.sparsity.slots import find_live, free, groups, keys_of, place
 from hse_dist.sparsity.strongest import keep_strongest
 from hse_dist.tables.sharded import OwnedRows
+
+Observe = Callable[[OwnedRows, Ints], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def rewire(
     seed: int,
     visits: int = 0,
     evidence: Evidence | None = None,
+    observe: Observe | None = None,
 ) -> Closed:
     """Rewire `owned` in place together with the other ranks.
 
@@ -63,6 +67,7 @@ def rewire(
         step: of the run, for the schedule.
         visits: of owned rows by ranks and steps since the last rewire, for the journal.
         evidence: what the drop scores need beside values and gains; magnitude needs none.
+        observe: (rows after the rewire, positions that grew) → more for the journal, of all ranks; may be collective.
 
     Returns:
         the new version, and what the journal says of it.
@@ -83,7 +88,7 @@ def rewire(
     if candidates is None:
         rows, wanted = np.arange(owned.first, owned.last), np.minimum(room, settings.grow.explore)
         candidates = Candidates(*random_positions(rows, wanted, owned.dims, seed, plan.version))
-    new_rows, new_columns = _grow(owned, room, candidates, plan, transport, settings)
+    new_rows, new_columns, offered = _grow(owned, room, candidates, plan, transport, settings)
     limit = limit - np.bincount(new_rows - owned.first, minlength=len(room))
     restored = _restore(keys, np.minimum(dropped, limit), plan, transport, settings, selection)
     place(owned, new_rows, new_columns)
@@ -96,6 +101,8 @@ def rewire(
             grown=len(new_rows),
             restored=restored,
             visits=visits,
+            offered=offered,
+            facts=observe(owned, new_rows * owned.dims + new_columns) if observe is not None else {},
         )
     )
     return closed
@@ -152,8 +159,9 @@ def _grow(
     plan: Plan,
     transport: Transport,
     settings: SparsitySettings,
-) -> tuple[Ints, Ints]:
-    """What grows, in canonical order: of each row the strongest positions that fit, of these the strongest of all."""
+) -> tuple[Ints, Ints, int]:
+    """What grows, in canonical order: of each row the strongest positions that fit, of these the strongest of all; and
+    how many there were to choose from."""
     new = ~find_live(owned, candidates.rows, candidates.columns)
     rows, columns = candidates.rows[new], candidates.columns[new]
     with _told(transport, plan.version):
@@ -165,7 +173,7 @@ def _grow(
     if rows_compete(settings.budget):
         taken = chosen(keys, select(transport, plan.version, "grow", lambda: [keys]), 0, largest=True)
         rows, columns = rows[taken], columns[taken]
-    return rows, columns
+    return rows, columns, int(np.count_nonzero(new))
 
 
 def _restore(

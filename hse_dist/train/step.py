@@ -7,6 +7,7 @@ code on 1 and N ranks: `ask`, `answer`, `backward` and `rewire` are collective, 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ import torch
 from hse_dist.cluster import release_memory
 from hse_dist.config import Config
 from hse_dist.data.batch import Batch, make_batch
+from hse_dist.data.popularity import thirds
 from hse_dist.data.prepared import HistoryBlock
 from hse_dist.errors import NumericError
 from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.ranks import Ranks
+from hse_dist.sparsity.census import Census
 from hse_dist.sparsity.client import Transport
 from hse_dist.sparsity.collect import GrowthCollector
 from hse_dist.sparsity.criteria import Evidence, LiveSightings, column_lengths, popularity_of
@@ -74,6 +77,11 @@ class Trainer:
         self.live_seen = LiveSightings(config.sparsity.drop)
         self.popularity = popularity_of(counts, config.sparsity.drop.popularity_power)
         self.version = 0
+        self.census: Census | None = None
+        if isinstance(table, PackedTable):
+            third = None if counts is None else thirds(counts)
+            self.census = Census(ranks, third, table.rows, table.dims, config.sparsity.journal.ages)
+        self.costs: dict[int, tuple[float, float]] = {}
         self._asked: tuple[Batch, Any] | None = None
 
     def step(self, batch: Batch, step: int, following: Batch | None = None) -> StepResult:
@@ -105,7 +113,7 @@ class Trainer:
         entry = None
         if packed and rewires_at(sparsity, due, self.steps):
             with self.ranks.meter.all_as("rewire"):
-                entry = self.rewire(due)
+                entry = self._timed_rewire(due)
         users = int((batch.offsets.diff() > 0).sum())
         return StepResult(loss.item(), users, self.ranks.meter.since(before), entry)
 
@@ -113,6 +121,22 @@ class Trainer:
         """The rows of a batch, on their way; perhaps since the step before."""
         asked, self._asked = self._asked, None
         return asked[1] if asked is not None and asked[0] is batch else self.table.ask(batch.candidates)
+
+    def _timed_rewire(self, step: int) -> dict[str, Any]:
+        """A rewire, of which `costs` knows seconds (this rank's) and bytes (of all ranks): not decided, so they are
+        no part of the journal that ranks must agree on."""
+        began, before = time.perf_counter(), self.ranks.meter.sent["rewire"]
+        entry = self.rewire(step)
+        sent = self.ranks.sum(torch.tensor(self.ranks.meter.sent["rewire"] - before, device=self.ranks.device))
+        self.costs[self.version] = (time.perf_counter() - began, float(sent))
+        return entry
+
+    def journal(self, decided: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The server's journal with what each rewire cost."""
+        return [
+            {**entry, **dict(zip(("seconds", "bytes"), self.costs.get(entry["version"], ()), strict=False))}
+            for entry in decided
+        ]
 
     def rewire(self, step: int) -> dict[str, Any]:
         """Let all ranks choose new live entries together; the journal's entry."""
@@ -123,6 +147,8 @@ class Trainer:
         owned = table.owned(borrow=True)
         try:
             gains = table.gains(owned.first, owned.last)
+            if self.version == 0 and self.census is not None:
+                self.census.begin(owned)
             unit = self.config.model.row_norm == "unit"
             if unit:
                 rescale_to_unit(owned)  # the model sees rows at length 1, and so must the scores of their entries
@@ -137,6 +163,7 @@ class Trainer:
                 seed=self.config.run.seed,
                 visits=visited,
                 evidence=self._evidence(owned, gains),
+                observe=self._observe,
             )
             if self.config.sparsity.grow.kind == "momentum" and candidates is not None:
                 self._remember(candidates, owned)
@@ -179,6 +206,10 @@ class Trainer:
         values = torch.from_numpy(candidates.scores[left])
         self.momenta.add(rows, columns, values, torch.empty(0, dtype=torch.int64))
 
+    def _observe(self, owned: OwnedRows, grown: np.ndarray) -> dict[str, Any]:
+        assert self.census is not None and isinstance(self.table, PackedTable)
+        return self.census.take(owned, grown, self.table.row_ranges, self.version + 1)
+
     def _evidence(self, owned: OwnedRows, gains: np.ndarray) -> Evidence:
         """What the scores of live entries need, of all ranks; a collective call."""
         drop, positions, means, lengths, popularity = self.config.sparsity.drop, None, None, None, None
@@ -209,16 +240,22 @@ class Trainer:
     def own_state(self) -> dict[str, np.ndarray]:
         """What no other rank has: growth candidates, and what this rank owes of its gradients."""
         owed = self.table.residuals_state() if isinstance(self.table, PackedTable) else {}
-        seen = (self.collector, self.live_seen, self.momenta)
-        return {**{name: part for one in seen for name, part in one.state_dict().items()}, **owed}
+        costs = np.array([(version, *cost) for version, cost in self.costs.items()], np.float64).reshape(-1, 3)
+        kept = {name: part for one in self._remembering() for name, part in one.state_dict().items()}
+        return {**kept, **owed, "rewire_costs": costs}
 
     def load_own_state(self, state: dict[str, np.ndarray]) -> None:
         """Take up `own_state()` of a rank, too."""
-        self.collector.load_state_dict(state)
-        self.live_seen.load_state_dict(state)
-        self.momenta.load_state_dict(state)
+        for one in self._remembering():
+            one.load_state_dict(state)
+        for version, seconds, sent in state["rewire_costs"].tolist():
+            self.costs.setdefault(int(version), (seconds, sent))
         if isinstance(self.table, PackedTable):
             self.table.load_residuals(state)
+
+    def _remembering(self) -> list[Sightings | Census]:
+        parts: list[Sightings | Census] = [self.collector, self.live_seen, self.momenta]
+        return parts if self.census is None else [*parts, self.census]
 
     def _generator(self, step: int) -> torch.Generator:
         """Of the input dropout: keyed, not carried, so that a resumed run draws what an uninterrupted one would."""

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import hse_dist.baselines.ease as ease
 from hse_dist.baselines.ease import GRID, climb, evaluate_ease, fit_ease
+from hse_dist.data.popularity import thirds
 from hse_dist.errors import ConfigError, DataError, NumericError, ResourceError
-from hse_dist.evaluate.metrics import DEPTH, Metrics, thirds
+from hse_dist.evaluate.metrics import DEPTH, Metrics
 
 
 @dataclass
