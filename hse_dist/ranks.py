@@ -79,6 +79,11 @@ class Ranks:
         dist.all_reduce(values)
         return values
 
+    def maximum(self, values: Tensor) -> Tensor:
+        """The elementwise maximum over ranks, in place."""
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
     def largest(self, value: int) -> int:
         """The largest of the ranks' values."""
         result = torch.tensor(value, device=self.device)

@@ -16,8 +16,9 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from hse_dist.data.popularity import thirds
 from hse_dist.errors import ConfigError, DataError, ResourceError
-from hse_dist.evaluate.metrics import DEPTH, Metrics, thirds
+from hse_dist.evaluate.metrics import DEPTH, Metrics
 from hse_dist.evaluate.topk import TopK, mask
 from hse_dist.memory import available_memory
 

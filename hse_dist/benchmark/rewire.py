@@ -183,8 +183,9 @@ class Simulated:
         for purpose in ("drop", "grow", "restore"):
             held = {"drop": live - share, "grow": share, "restore": share * plan.drop // self.rows}[purpose]
             chosen[purpose] = yield from self._selection(purpose, held)
-        numbers = [chosen["grow"] + chosen["restore"], chosen["grow"], chosen["restore"], 0]
-        yield [Close(1, 1, int(one), *(numbers if rank == 0 else [0] * 4)) for rank, one in enumerate(live)]
+        dropped, grown, restored = chosen["grow"] + chosen["restore"], chosen["grow"], chosen["restore"]
+        first = Close(1, 1, int(live[0]), dropped, grown, restored, visits=0)
+        yield [first, *(Close(1, 1, int(one), 0, 0, 0, visits=0) for one in live[1:])]
 
     def _selection(self, purpose: Purpose, held: npt.NDArray[np.int64]) -> Generator[list[Message], Any, int]:
         rng = np.random.default_rng([self.rows, self.ranks])

@@ -75,9 +75,15 @@ def _budget(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
         yield f"sparsity.budget.floor = {floor} exceeds tables.item.live = {item.live}"
     if ceiling < item.live:
         yield f"sparsity.budget.ceiling = {ceiling} is below tables.item.live = {item.live}"
+    if sparsity.budget.kind == "popularity" and item.capacity_power:
+        yield 'sparsity.budget.kind = "popularity" has sparsity.budget.power: leave out tables.item.capacity_power'
 
 
 def _rewire(sparsity: SparsitySettings) -> Iterator[str]:
     window, interval = sparsity.grow.window, sparsity.schedule.interval
+    if sparsity.drop.by_gradient and sparsity.grow.kind == "none" and sparsity.schedule.kind == "fixed":
+        yield f'sparsity.grow.kind = "none" drops nothing, so sparsity.drop.kind = "{sparsity.drop.kind}" has no use'
+    if sparsity.drop.by_gradient and sparsity.schedule.kind == "static":
+        yield f'sparsity.schedule.kind = "static" drops nothing: leave out sparsity.drop.kind = "{sparsity.drop.kind}"'
     if window > interval:
         yield f"sparsity.grow.window = {window} exceeds sparsity.schedule.interval = {interval}"

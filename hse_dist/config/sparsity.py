@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hse_dist.config.base import Fraction, Settings
 
@@ -46,12 +46,15 @@ class HseSettings(Settings):
 
 
 class BudgetSettings(Settings):
-    kind: Literal["global", "row"] = "global"
-    """Who gets the live entries: all rows compete, or each row keeps its own number."""
+    kind: Literal["global", "row", "popularity"] = "global"
+    """Who gets the live entries: all rows compete, or each row keeps its own number: the same for all (`row`), or by
+    how often it occurs (`popularity`)."""
     floor: PositiveInt = 1
     """Live entries that every row keeps."""
     ceiling: PositiveInt = 128
     """Most live entries of a row (its capacity may be smaller)."""
+    power: NonNegativeFloat = 0.5
+    """Of `popularity`: a row's number is in proportion to count^power; 0: all the same."""
 
 
 class ScheduleSettings(Settings):
@@ -67,22 +70,58 @@ class ScheduleSettings(Settings):
     """How that share falls until `stop`."""
 
 
+DropKind = Literal["magnitude", "sensitivity", "movement", "fisher", "activity", "soft_threshold", "random"]
+
+
 class DropSettings(Settings):
-    kind: Literal["magnitude"] = "magnitude"
-    """What a live entry is worth: |value| · √|gain|."""
+    kind: DropKind = "magnitude"
+    """What a live entry is worth: |value| · √|gain|, or by the loss gradients of the steps before a rewire
+    (`sensitivity`, `movement`, `fisher`), with the length of its column (`activity`), or nothing (`random`).
+    `soft_threshold` drops by magnitude, and takes the magnitude of the last one dropped from all that stay."""
+    normalise: bool = True
+    """Whether gradients are divided by how often their row was a candidate; else rows that often are weigh more."""
+    popularity_power: Annotated[float, Field(ge=-4.0, le=4.0)] = 0.0
+    """Worth is multiplied by (count of the row / largest count)^power; 0: by nothing."""
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether gradients of live entries are gathered before a rewire."""
+        return self.kind in ("sensitivity", "movement", "fisher")
 
 
 class GrowSettings(Settings):
-    kind: Literal["gradient", "random", "none"] = "gradient"
-    """Which positions become live: the strongest loss gradient, random ones, or none (then nothing is dropped)."""
+    kind: Literal["gradient", "momentum", "co_occurrence", "random", "none"] = "gradient"
+    """Which positions become live: the strongest loss gradient, or its sum decayed from rewire to rewire (`momentum`);
+    columns of the rows that occur in the same histories (`co_occurrence`); random ones; or none (then nothing is
+    dropped)."""
     window: PositiveInt = 4
-    """Steps before a rewire over which gradients of candidates are gathered."""
+    """Steps before a rewire over which gradients are gathered: of candidates, and of live entries where the worth of
+    these depends on it."""
     collect_users: PositiveInt = 128
     """Users of a batch whose gradients are gathered: a sample of them, the cost is in proportion."""
     explore: PositiveInt = 16
     """Strongest positions a candidate row and step that are sent to the row's owner."""
+    normalise: bool = True
+    """Whether sums are divided by how often their row was seen; else rows that often are weigh more."""
+    decay: Fraction = 0.5
+    """Of `momentum`: what a rewire leaves of the sums before it; of each row the `explore` strongest are kept."""
     memory_mb: PositiveInt = 256
     """Memory for what those users leave in such a step, and for blocks of dense gradients of the plain path, in MiB."""
+
+    @property
+    def by_gradient(self) -> bool:
+        """Whether gradients of positions that are not live are gathered before a rewire."""
+        return self.kind in ("gradient", "momentum")
+
+    @property
+    def gathers(self) -> bool:
+        """Whether steps before a rewire gather candidates."""
+        return self.by_gradient or self.kind == "co_occurrence"
+
+
+class JournalSettings(Settings):
+    ages: NonNegativeInt = 4096
+    """Rows, a keyed sample, whose live entries' ages are followed; 20 bytes an entry of these; 0: none."""
 
 
 class SparsitySettings(Settings):
@@ -94,3 +133,4 @@ class SparsitySettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     drop: DropSettings = DropSettings()
     grow: GrowSettings = GrowSettings()
+    journal: JournalSettings = JournalSettings()

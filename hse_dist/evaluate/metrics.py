@@ -8,9 +8,9 @@ Definitions, for a user with targets T and the list l of 100 items the user has 
 * nDCG@100 = Σ_{r: l_r in T} 1 / log2(r + 2), divided by the same sum over the first min(100, |T|) ranks (r from 0).
 * Recall@k = |T ∩ first k of l| / min(k, |T|).
 * Coverage = share of the items that are in anyone's list.
-* By thirds: the head is the items from the most popular down until they hold a third of all training interactions; the
-  middle goes on until two thirds; the tail is the rest. The list stays that of the whole catalogue; only targets of the
-  third count, in the sums, the ideal and |T|; users without such a target are left out. Coverage is that of the third.
+* By thirds (`data/popularity.py`): head, middle and tail of the catalogue. The list stays that of the whole catalogue;
+  only targets of the third count, in the sums, the ideal and |T|; users without such a target are left out. Coverage is
+  that of the third.
 
 Everything is kept a user (96 bytes), not as running sums: means are taken in the order of the users, so they are
 bit-equal whatever the number of ranks and the size of blocks.
@@ -27,29 +27,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hse_dist.data.popularity import THIRDS
 from hse_dist.errors import DataError
 from hse_dist.files import new_file
 
 DEPTH = 100
 """Length of the top lists."""
 METRICS = ("ndcg@100", "recall@20", "recall@50")
-THIRDS = ("head", "middle", "tail")
 
 _CUTS = (20, 50)
 _DISCOUNT = 1.0 / np.log2(np.arange(DEPTH) + 2.0)
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-
-def thirds(counts: Ints) -> npt.NDArray[np.uint8]:
-    """The third of each item: 0 head, 1 middle, 2 tail.
-
-    Args:
-        counts: int64 `[items]`, training interactions; rows stand by falling count.
-    """
-    before = np.cumsum(counts) - counts
-    return np.minimum(3 * before // max(int(counts.sum()), 1), 2).astype(np.uint8)
 
 
 def user_values(top: Ints, target_offsets: Ints, target_rows: Ints, third: npt.NDArray[np.uint8]) -> Floats:
@@ -89,7 +79,7 @@ class Metrics:
     """Gathers top lists; those of several ranks merge. Picklable.
 
     Args:
-        third: uint8 `[items]` as given by `thirds`.
+        third: uint8 `[items]` as given by `data.popularity.thirds`.
     """
 
     def __init__(self, third: npt.NDArray[np.uint8]) -> None:

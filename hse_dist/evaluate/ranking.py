@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from hse_dist.config import EvaluateSettings
+from hse_dist.data.popularity import thirds
 from hse_dist.data.prepared import HistoryBlock, Prepared
-from hse_dist.evaluate.metrics import DEPTH, Metrics, thirds
+from hse_dist.evaluate.metrics import DEPTH, Metrics
 from hse_dist.evaluate.topk import TopK, mask
 from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.ranks import Ranks

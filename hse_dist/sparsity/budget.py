@@ -1,20 +1,88 @@
-"""Shares within a row: places and quotas, without a loop over rows.
+"""Who gets how many live entries: shares of a budget over rows and tables, places and quotas within a row.
 
-In: entries in canonical order (by row, then column) with their scores. Out: a number for each. Ties within a row go to
-the lower column, so that the result depends on the entries alone.
+In: counts, shapes or entries in canonical order (by row, then column) with their scores. Out: a whole number for each,
+without a loop over rows. Ties go to the lower row, and within a row to the lower column, so that the result depends on
+the entries alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from hse_dist.config import BudgetSettings
 
 Ints = npt.NDArray[np.int64]
 
 BLOCK = 2**20
 """Entries sorted at a time; so that what a sort needs beside them is small, whatever the size of the table."""
+SMALLEST_WEIGHT = 1e-9
+"""Share of the heaviest weight that every row has at least, so that shares can add up to any budget."""
+BISECTIONS = 100
+
+
+def rows_compete(settings: BudgetSettings) -> bool:
+    """Whether entries move between rows; else every row keeps its number through all rewires."""
+    return settings.kind == "global"
+
+
+def apportion(weights: npt.NDArray[np.float64], total: int, floors: Ints | int, ceilings: Ints | int) -> Ints:
+    """Whole numbers in proportion to `weights`, between floors and ceilings, that add up to exactly `total`.
+
+    What rounding down takes goes to the largest remainders (Hamilton's method), ties to the lower place.
+
+    Args:
+        weights: float64 [n], positive.
+        total: at least the sum of the floors, at most that of the ceilings.
+
+    Returns:
+        int64 [n].
+    """
+    floors, ceilings = (np.broadcast_to(np.asarray(bound, np.int64), len(weights)) for bound in (floors, ceilings))
+    weights = np.maximum(weights / weights.max(), SMALLEST_WEIGHT)
+    # the sum of clip(scale · weight) grows with the scale from that of the floors to that of the ceilings
+    low, high = 0.0, int(ceilings.max()) / SMALLEST_WEIGHT
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if np.clip(middle * weights, floors, ceilings).sum() < total:
+            low = middle
+        else:
+            high = middle
+    exact = np.clip(low * weights, floors, ceilings)
+    shares = np.minimum(np.floor(exact).astype(np.int64), ceilings)
+    while (missing := total - int(shares.sum())) > 0:
+        below = np.flatnonzero(shares < ceilings)
+        order = np.argsort(-(exact - shares)[below], kind="stable")
+        shares[below[order[:missing]]] += 1
+    return shares
+
+
+def row_lengths(counts: Ints, *, total: int, power: float, floor: int, ceiling: Ints | int) -> Ints:
+    """Lengths in proportion to count^power between floor and ceiling that add up to exactly `total`, int64 [rows].
+
+    Args:
+        counts: int64 [rows]; a count of 0 weighs as 1.
+        total: floor · rows ≤ total ≤ the sum of the ceilings.
+        ceiling: of all rows, or of each; where one is below the floor, it is the row's floor, too.
+    """
+    shares = np.maximum(counts, 1) / max(int(counts.max()), 1)
+    return apportion(shares**power, total, np.minimum(floor, ceiling), ceiling)
+
+
+def erdos_renyi(shapes: Sequence[tuple[int, int]], total: int) -> Ints:
+    """The live entries of tables of different shape, int64 [tables]: densities in proportion to
+    (rows + dims) / (rows · dims), so numbers to rows + dims; a row has at least one, a table no more than it can.
+
+    One table gets the whole. Source: SET (Mocanu et al., Nature Communications 2018, eq. 3); Hoefler et al. (§3.9).
+
+    Args:
+        shapes: (rows, dims) of each table.
+        total: at least the rows, at most the entries of all tables.
+    """
+    rows, dims = np.array(shapes, dtype=np.int64).T
+    return apportion((rows + dims).astype(np.float64), total, rows, rows * dims)
 
 
 def ranks_in_row(rows: Ints, keys: npt.NDArray[np.uint32], *, largest: bool) -> Ints:

@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import warnings
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hse_dist.config import GrowSettings
+from hse_dist.data.batch import Batch
 from hse_dist.model.autoencoder import Activations
 from hse_dist.model.fused import available
 from hse_dist.model.kernels import expand_rows
 from hse_dist.model.operators import SparseOperators
 from hse_dist.native.library import call
-from hse_dist.ranks import Ranks
-from hse_dist.sparsity.growth import Ints, SeenGradients
+from hse_dist.sparsity.co_occurrence import shared_columns
+from hse_dist.sparsity.sightings import Sightings
 from hse_dist.tables.block import DenseRows, SparseRows
 
 SPARSE_BELOW = 0.1
@@ -164,12 +164,12 @@ def _strongest(gradient_kc: Tensor, explore: int, chosen: Tensor) -> tuple[Tenso
     return chosen[:, None].expand_as(places)[kept], places[kept], gradients[kept]
 
 
-class GrowthCollector:
-    """What this rank has seen since the last rewire."""
+class GrowthCollector(Sightings):
+    """What this rank has seen of positions that are not live."""
 
     def __init__(self, settings: GrowSettings) -> None:
+        super().__init__()
         self.settings = settings
-        self._steps: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def users(self, rows: SparseRows | DenseRows) -> int:
         """Of how many users a step on these rows should keep what growth scores need: as many as are wanted and fit.
@@ -182,48 +182,19 @@ class GrowthCollector:
         of_one = rows.values.element_size() * (3 * columns + len(rows.offsets))  # the search turns one matrix around
         return max(1, min(self.settings.collect_users, self.settings.memory_mb * 2**20 // of_one))
 
+    def collect_shared(self, rows: SparseRows | DenseRows, batch: Batch) -> None:
+        """Keep the columns of rows that share a history; a row is seen once in each history that has it."""
+        assert isinstance(rows, SparseRows)
+        users, memory = min(self.settings.collect_users, len(batch.offsets) - 1), self.settings.memory_mb * 2**20
+        offsets = batch.offsets[: users + 1]
+        positions = batch.positions[: int(offsets[-1])]
+        candidate, columns, sums = map(
+            torch.from_numpy, shared_columns(rows, offsets, positions, self.settings.explore, memory)
+        )
+        self.add(batch.candidates.cpu()[candidate], columns, sums, batch.candidates[positions])
+
     def collect(self, activations: Activations, candidates: Tensor) -> None:
         """Keep the strongest positions of one step's candidates [C]."""
         memory = self.settings.memory_mb * 2**20
         candidate, columns, gradients = strongest_positions(activations, self.settings.explore, memory)
-        self._steps.append((candidates[candidate].cpu(), columns.cpu(), gradients.cpu(), candidates.cpu()))
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """What was seen since the last rewire; any ranks may take it up, however it is divided among them."""
-        names = ("rows", "columns", "gradients", "visited")
-        return {name: part.numpy() for name, part in zip(names, self._seen(), strict=True)}
-
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Add what `state_dict()` of a rank gave."""
-        rows, columns, gradients, visited = (
-            torch.from_numpy(state[name]) for name in ("rows", "columns", "gradients", "visited")
-        )
-        self._steps.append((rows, columns, gradients, visited))
-
-    def _seen(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        empty = torch.empty(0, dtype=torch.int64)
-        steps = self._steps or [(empty, empty, torch.empty(0), empty)]
-        rows, columns, gradients, visited = (torch.cat(column) for column in zip(*steps, strict=True))
-        return rows, columns, gradients, visited
-
-    def send_to_owners(self, ranks: Ranks, row_ranges: list[tuple[int, int]]) -> tuple[SeenGradients, Ints]:
-        """Hand all that was seen to the rows' owners and forget it.
-
-        Args:
-            row_ranges: the half-open range of rows that each rank owns.
-
-        Returns:
-            gradients and visited rows (one a visit) of the rows that this rank owns.
-        """
-        rows, columns, gradients, visited = self._seen()
-        self._steps = []
-        parts = [(rows >= first) & (rows < last) for first, last in row_ranges]
-        positions = torch.stack([rows, columns], 1)
-        received = _exchange(ranks, [positions[part] for part in parts])
-        values = _exchange(ranks, [gradients[part] for part in parts])
-        seen = _exchange(ranks, [visited[(visited >= first) & (visited < last)] for first, last in row_ranges])
-        return SeenGradients(received[:, 0], received[:, 1], values), seen
-
-
-def _exchange(ranks: Ranks, parts: list[Tensor]) -> np.ndarray:
-    return torch.cat(ranks.exchange([part.to(ranks.device) for part in parts])).cpu().numpy()
+        self.add(candidates[candidate], columns, gradients, candidates)

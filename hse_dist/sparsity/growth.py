@@ -34,24 +34,26 @@ class SeenGradients:
         return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
 
-def merge(seen: SeenGradients, visited: Ints) -> tuple[Ints, Ints, Floats]:
-    """One score a position: |Σ gradients| / visits of its row.
+def merge(seen: SeenGradients, visited: Ints, *, normalise: bool = True) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
+    """One number a position: Σ gradients, or Σ gradients / visits of its row.
 
     Args:
         seen: in any order, positions may repeat.
         visited: rows that were candidates, once a visit, in any order.
+        normalise: divide by visits.
 
     Returns:
-        rows, columns, scores [n], by row, then column.
+        rows, columns int64, sums float64 [n], by row, then column.
     """
     if not len(seen.rows):
-        return seen.rows, seen.columns, seen.gradients
+        return seen.rows, seen.columns, np.empty(0)
     width = int(seen.columns.max()) + 1
-    positions, sums = _sums(seen.rows * width + seen.columns, seen.gradients)
+    positions, totals = _sums(seen.rows * width + seen.columns, seen.gradients)
     rows, columns = np.divmod(positions, width)
-    known, visits = np.unique(visited, return_counts=True)
-    scores = np.abs(sums) / visits[np.searchsorted(known, rows)]
-    return rows, columns, scores.astype(np.float32)
+    if normalise:
+        known, visits = np.unique(visited, return_counts=True)
+        totals = totals / visits[np.searchsorted(known, rows)]
+    return rows, columns, totals
 
 
 def _sums(positions: Ints, gradients: Floats) -> tuple[Ints, npt.NDArray[np.float64]]:

@@ -7,7 +7,7 @@ twice gets the same answer twice, and one that does not fit is refused.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -58,6 +58,10 @@ class Close:
     grown: int
     restored: int
     visits: int
+    offered: int = 0
+    """Positions that were not live and could have grown."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the journal says beside this, of all ranks together."""
 
 
 @dataclass(frozen=True)

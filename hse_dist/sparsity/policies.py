@@ -14,6 +14,7 @@ README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- policies: generated -->", "<!-- policies: end -->"
 
 SURVEY = "Hoefler et al., arXiv 2102.00554"
+LIVE = "20 bytes a live entry of a candidate row and step of the window"
 RIGL = "RigL, Evci et al., ICML 2020"
 
 
@@ -47,13 +48,31 @@ POLICIES = (
     Policy("sparsity.schedule", "fixed", "the same number of live entries throughout; they move", f"{RIGL} §3"),
     Policy("sparsity.schedule", "static", "live entries stay where the start put them", f"{SURVEY} §2.4"),
     Policy("sparsity.drop", "magnitude", "the smallest |value| · √|gain|", f"{SURVEY} §3.2"),
+    Policy("sparsity.drop", "sensitivity", "the smallest |Σ value · gradient| of the window",
+           "Molchanov et al., ICLR 2017 §2.2 and CVPR 2019", LIVE),
+    Policy("sparsity.drop", "movement", "the smallest −Σ value · gradient: what moves to 0",
+           "Sanh et al., NeurIPS 2020 §4", LIVE),
+    Policy("sparsity.drop", "fisher", "the smallest ½ · value² · Σ gradient² of the window",
+           "LeCun et al., NeurIPS 1989; Theis et al., arXiv 1801.05787", LIVE),
+    Policy("sparsity.drop", "activity", "the smallest |value| · √|gain| · length of the column over all rows",
+           f"Wanda, Sun et al., ICLR 2024; {SURVEY} §3.3", "8 bytes a column, in a rewire"),
+    Policy("sparsity.drop", "soft_threshold", "as magnitude; what stays shrinks by what the last one dropped had",
+           "STR, Kusupati et al., ICML 2020", "9 bytes a slot of a block of 2²³, in a rewire"),
+    Policy("sparsity.drop", "random", "random entries",
+           f"SET, Mocanu et al., Nature Communications 2018; {SURVEY} §3.1"),
     Policy("sparsity.grow", "gradient", "the strongest loss gradient of positions that are not live", f"{RIGL} §3",
            "explore × 20 bytes a candidate row and step of the window"),
+    Policy("sparsity.grow", "momentum", "the same, summed with a decay from rewire to rewire",
+           "Dettmers & Zettlemoyer, arXiv 1907.04840 §3", "as gradient; explore × 20 bytes a row"),
+    Policy("sparsity.grow", "co_occurrence", "the columns with the largest Σ |value| in rows of the same histories",
+           f"Sarwar et al., WWW 2001; {SURVEY} §3.4", "explore × 20 bytes a candidate row and step of the window"),
     Policy("sparsity.grow", "random", "random positions", "SET, Mocanu et al., Nature Communications 2018"),
     Policy("sparsity.grow", "none", "nothing; so nothing is dropped", f"{SURVEY} §2.4"),
     Policy("sparsity.budget", "global", "entries of all rows compete, between a floor and a ceiling a row",
            f"{SURVEY} §3.9"),
     Policy("sparsity.budget", "row", "every row keeps its own number", f"{SURVEY} §3.9"),
+    Policy("sparsity.budget", "popularity", "every row keeps its own number, in proportion to count^power",
+           "mixed dimensions, Ginart et al., ISIT 2021 §3", "8 bytes a row while the start is made"),
 )  # fmt: skip
 """In the order of the settings."""
 

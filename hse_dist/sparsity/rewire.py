@@ -10,28 +10,34 @@ Equal tables and an equal multiset of gradients give bit-equal tables, whatever 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from hse_dist.config import SparsitySettings
 from hse_dist.errors import NumericError
-from hse_dist.sparsity.budget import row_drops
+from hse_dist.sparsity.budget import row_drops, rows_compete
 from hse_dist.sparsity.client import Transport, select
+from hse_dist.sparsity.criteria import Evidence, score_keys, weigh
 from hse_dist.sparsity.growth import Floats, Ints, random_positions
 from hse_dist.sparsity.messages import Close, Closed, Failed, Open, Plan
-from hse_dist.sparsity.selection import chosen
+from hse_dist.sparsity.selection import Selection, chosen
+from hse_dist.sparsity.shrink import freed_below, shrink
 from hse_dist.sparsity.slot_keys import Block, SlotKeys, count_live
 from hse_dist.sparsity.slots import find_live, free, groups, keys_of, place
 from hse_dist.sparsity.strongest import keep_strongest
 from hse_dist.tables.sharded import OwnedRows
 
+Observe = Callable[[OwnedRows, Ints], dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Candidates:
-    """Positions that could grow, in canonical order: rows, columns int64 [n], scores float32 [n]."""
+    """Positions that could grow, in canonical order: rows, columns int64 [n], scores float32 [n], of which the
+    size counts."""
 
     rows: Ints
     columns: Ints
@@ -49,6 +55,8 @@ def rewire(
     step: int,
     seed: int,
     visits: int = 0,
+    evidence: Evidence | None = None,
+    observe: Observe | None = None,
 ) -> Closed:
     """Rewire `owned` in place together with the other ranks.
 
@@ -58,6 +66,8 @@ def rewire(
         version: of the tables now.
         step: of the run, for the schedule.
         visits: of owned rows by ranks and steps since the last rewire, for the journal.
+        evidence: what the drop scores need beside values and gains; magnitude needs none.
+        observe: (rows after the rewire, positions that grew) → more for the journal, of all ranks; may be collective.
 
     Returns:
         the new version, and what the journal says of it.
@@ -66,19 +76,21 @@ def rewire(
         NumericError: a value or a score of some rank is NaN or infinite; names the row, on all ranks.
         ProtocolError: the ranks disagree.
     """
-    keys, floor = SlotKeys(owned, gains), settings.budget.floor
+    evidence, floor = evidence or Evidence(), settings.budget.floor
+    gains = weigh(gains, evidence)
+    keys = SlotKeys(owned, gains, score_keys(settings.drop, evidence, seed, version + 1))
     with _told(transport, version + 1):
         competing = keys.narrow(lambda block: _protect(block, floor))
     live = keys.live
     plan = transport.ask(Open(version + 1, step, owned.first, int(live.sum()), competing))
-    dropped = _drop(keys, plan, transport, settings)
+    dropped, selection = _drop(keys, plan, transport, settings)
     room, limit = _room(owned, live, dropped, settings)
     if candidates is None:
         rows, wanted = np.arange(owned.first, owned.last), np.minimum(room, settings.grow.explore)
         candidates = Candidates(*random_positions(rows, wanted, owned.dims, seed, plan.version))
-    new_rows, new_columns = _grow(owned, room, candidates, plan, transport, settings)
+    new_rows, new_columns, offered = _grow(owned, room, candidates, plan, transport, settings)
     limit = limit - np.bincount(new_rows - owned.first, minlength=len(room))
-    restored = _restore(keys, np.minimum(dropped, limit), plan, transport, settings)
+    restored = _restore(keys, np.minimum(dropped, limit), plan, transport, settings, selection)
     place(owned, new_rows, new_columns)
     closed: Closed = transport.ask(
         Close(
@@ -89,6 +101,8 @@ def rewire(
             grown=len(new_rows),
             restored=restored,
             visits=visits,
+            offered=offered,
+            facts=observe(owned, new_rows * owned.dims + new_columns) if observe is not None else {},
         )
     )
     return closed
@@ -109,13 +123,16 @@ def _protect(block: Block, floor: int) -> None:
     keep_strongest(block.rows.offsets, block.keys, block.rows.columns, limits, largest=True, others=True)
 
 
-def _drop(keys: SlotKeys, plan: Plan, transport: Transport, settings: SparsitySettings) -> Ints:
-    """Leave the keys of what is dropped; how many entries each row loses, int64 [rows]."""
-    if settings.budget.kind == "global":
-        return keys.take(select(transport, plan.version, "drop", keys.parts), largest=False)
-    quota = row_drops(keys.live, plan.fraction, settings.budget.floor)
+def _drop(
+    keys: SlotKeys, plan: Plan, transport: Transport, settings: SparsitySettings
+) -> tuple[Ints, Selection | None]:
+    """Leave the keys of what is dropped; how many each row loses, int64 [rows], and the decision of all rows."""
+    if rows_compete(settings.budget):
+        selection = select(transport, plan.version, "drop", keys.parts)
+        return keys.take(selection, largest=False), selection
+    quota = np.minimum(row_drops(keys.live, plan.fraction, settings.budget.floor), keys.counts())
     keys.narrow(lambda block: _strongest(block, quota, largest=False))
-    return quota
+    return quota, None
 
 
 def _strongest(block: Block, limits: Ints, *, largest: bool) -> None:
@@ -128,7 +145,7 @@ def _room(owned: OwnedRows, live: Ints, dropped: Ints, settings: SparsitySetting
 
     A row above the ceiling (of an earlier configuration) may go back to where it was, but does not grow.
     """
-    if settings.budget.kind == "row":
+    if not rows_compete(settings.budget):
         return dropped, dropped
     ceiling = np.minimum(np.diff(owned.offsets), settings.budget.ceiling)
     left = live - dropped
@@ -142,31 +159,49 @@ def _grow(
     plan: Plan,
     transport: Transport,
     settings: SparsitySettings,
-) -> tuple[Ints, Ints]:
-    """What grows, in canonical order: of each row the strongest positions that fit, of these the strongest of all."""
+) -> tuple[Ints, Ints, int]:
+    """What grows, in canonical order: of each row the strongest positions that fit, of these the strongest of all; and
+    how many there were to choose from."""
     new = ~find_live(owned, candidates.rows, candidates.columns)
     rows, columns = candidates.rows[new], candidates.columns[new]
     with _told(transport, plan.version):
-        keys = keys_of(candidates.scores[new], rows, "grow")
+        keys = keys_of(np.abs(candidates.scores[new]), rows, "grow")
     starts, of_group = groups(rows)
     keep_strongest(starts, keys, columns.astype(np.int32), room[of_group - owned.first], largest=True)
     fits = keys != 0
     rows, columns, keys = rows[fits], columns[fits], keys[fits]
-    if settings.budget.kind == "global":
+    if rows_compete(settings.budget):
         taken = chosen(keys, select(transport, plan.version, "grow", lambda: [keys]), 0, largest=True)
         rows, columns = rows[taken], columns[taken]
-    return rows, columns
+    return rows, columns, int(np.count_nonzero(new))
 
 
-def _restore(keys: SlotKeys, back: Ints, plan: Plan, transport: Transport, settings: SparsitySettings) -> int:
+def _restore(
+    keys: SlotKeys,
+    back: Ints,
+    plan: Plan,
+    transport: Transport,
+    settings: SparsitySettings,
+    drop: Selection | None,
+) -> int:
     """Free the slots of what was dropped, but for the strongest, at most `back` a row, that return so that the count is
-    what it was; how many do."""
-    dropped = keys.marks()
+    what it was; how many do.
+
+    Args:
+        drop: the decision of all rows.
+    """
+    dropped, threshold = keys.marks(), None
     keys.narrow(lambda block: _strongest(block, back, largest=True))
-    if settings.budget.kind == "global":
-        restored = keys.take(select(transport, plan.version, "restore", keys.parts), largest=True)
+    if drop is not None:
+        selection = select(transport, plan.version, "restore", keys.parts)
+        restored = keys.take(selection, largest=True)
+        threshold = freed_below(drop, selection)
     else:
         restored = back
     for index, block in keys.blocks():
-        free(block.rows, np.unpackbits(dropped[index], count=len(block.keys)).astype(np.uint32), block.keys)
+        marks = np.unpackbits(dropped[index], count=len(block.keys)).astype(np.uint32)
+        if settings.drop.kind == "soft_threshold":
+            freed = (marks != 0) & (block.keys == 0)
+            shrink(block.rows, keys.gains[block.first : block.last], freed, threshold)
+        free(block.rows, marks, block.keys)
     return int(restored.sum())

@@ -22,7 +22,7 @@ def rewires_at(settings: SparsitySettings, step: int, steps: int) -> bool:
 
 def collects_at(settings: SparsitySettings, step: int, steps: int) -> bool:
     """Whether gradients of candidates are gathered in `step`: the last `window` steps up to a rewire."""
-    if settings.grow.kind != "gradient":
+    if not (settings.grow.gathers or settings.drop.by_gradient):
         return False
     ahead = -step % settings.schedule.interval
     return ahead < settings.grow.window and rewires_at(settings, step + ahead, steps)

@@ -54,6 +54,13 @@ def order_keys(scores: npt.NDArray[np.float32]) -> Keys:
     return np.where(bits & sign, ~bits, bits | sign)
 
 
+def score_of(key: int) -> float | None:
+    """The score that a key was made of; None for a key of no score: the threshold of a selection of nothing."""
+    sign = 1 << (KEY_BITS - 1)
+    score = float(np.array(key ^ sign if key & sign else ~key & HIGHEST_KEY, np.uint32).view(np.float32))
+    return score if np.isfinite(score) else None
+
+
 @dataclass(frozen=True)
 class Query:
     """What to count next: the bits of `round`, among keys whose higher bits equal `prefix`."""

@@ -10,7 +10,7 @@ strongest dropped ones are restored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,25 @@ from hse_dist.config import SparsitySettings
 from hse_dist.errors import ProtocolError
 from hse_dist.sparsity.messages import Close, Closed, Failed, Histogram, Message, Open, Plan, Purpose
 from hse_dist.sparsity.schedule import drop_fraction
-from hse_dist.sparsity.selection import Counts, Query, RadixSelection, Selection
+from hse_dist.sparsity.selection import Counts, Query, RadixSelection, Selection, score_of
 
 LARGEST: dict[Purpose, bool] = {"drop": False, "grow": True, "restore": True}
 """Which end of the order each selection takes."""
+
+
+def note(total: Mapping[str, int], offered: int) -> str | None:
+    """Why a rewire changed nothing; None where it did.
+
+    Args:
+        total: entries `dropped`, `grown`, … of all ranks. offered: positions that were not live and could have grown.
+    """
+    if not total["dropped"]:
+        return "nothing was dropped: no entry with a score is above its row's floor, or the fraction is too small"
+    if total["grown"]:
+        return None
+    if not offered:
+        return "nothing grew: there was no candidate; what was dropped came back"
+    return "nothing grew: every candidate's row is at its ceiling; what was dropped came back"
 
 
 class SparsityServer:
@@ -110,22 +125,26 @@ class SparsityServer:
     def _close(self, messages: Sequence[Close]) -> Closed:
         total = {
             name: sum(getattr(message, name) for message in messages)
-            for name in ("live", "dropped", "grown", "restored", "visits")
+            for name in ("live", "dropped", "grown", "restored", "visits", "offered")
         }
         if total["live"] != self._live:
             raise ProtocolError(
                 f"After rewire {self.version + 1} there are {total['live']} live entries, but {self._live} before."
             )
         self.version += 1
-        thresholds = {purpose: selection.threshold for purpose, selection in self._results.items()}
+        thresholds = {purpose: score_of(selection.threshold) for purpose, selection in self._results.items()}
+        policy = {name: getattr(self.settings, name).kind for name in ("drop", "grow", "budget")}
+        offered = total.pop("offered")
         self.journal.append(
             {
                 "version": self.version,
                 "step": messages[0].step,
-                "budget": self.settings.budget.kind,
+                "policy": policy,
                 "fraction": self._plan.fraction,
                 "thresholds": thresholds,
+                "note": note(total, offered),
                 **total,
+                **messages[0].facts,
             }
         )
         return Closed(self.version, self.journal[-1])
@@ -147,7 +166,9 @@ class SparsityServer:
 
     def record_start(self, kind: str, live: int) -> None:
         """Open the journal with the start, version 0."""
-        self.journal = [{"version": 0, "step": 0, "start": kind, "budget": self.settings.budget.kind, "live": live}]
+        self.journal = [
+            {"version": 0, "step": 0, "start": kind, "policy": {"budget": self.settings.budget.kind}, "live": live}
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Version and journal, as JSON can hold them; valid between rewires."""

@@ -37,10 +37,20 @@ class Block:
 
 
 class SlotKeys:
-    """Keys of all slots; every pass over `blocks()` sees what `keep` left."""
+    """Keys of all slots; every pass over `blocks()` sees what `keep` left.
 
-    def __init__(self, owned: OwnedRows, gains: Floats) -> None:
-        self.owned, self.gains = owned, gains
+    Args:
+        gains: float32 [rows].
+        make: (a block's rows, their gains) → keys and live entries.
+    """
+
+    def __init__(
+        self,
+        owned: OwnedRows,
+        gains: Floats,
+        make: Callable[[OwnedRows, Floats], tuple[Keys, Ints]] = drop_keys,
+    ) -> None:
+        self.owned, self.gains, self._make = owned, gains, make
         bounds = np.searchsorted(owned.offsets, np.arange(0, owned.offsets[-1] + BLOCK_SLOTS, BLOCK_SLOTS))
         ends = np.unique(np.minimum(bounds, len(owned.offsets) - 1)).tolist()
         self._ranges = list(pairwise(ends))
@@ -71,7 +81,7 @@ class SlotKeys:
     def _keys(self, index: int, rows: OwnedRows, gains: Floats) -> Keys:
         if index in self._kept:
             return self._kept[index]
-        keys, live = drop_keys(rows, gains)
+        keys, live = self._make(rows, gains)
         if index in self._bits:
             keys *= np.unpackbits(self._bits[index], count=len(keys))
         else:
@@ -112,6 +122,14 @@ class SlotKeys:
                 quota -= int(np.count_nonzero(block.keys == selection.threshold))
             self.keep(index, block.keys)
         return counts
+
+    def counts(self) -> Ints:
+        """Keys of each row, int64 [rows]."""
+        found = np.empty(len(self.live), np.int64)
+        for _, block in self.blocks():
+            ends = np.concatenate([[0], np.cumsum(block.keys != 0)])
+            found[block.first : block.last] = np.diff(ends[block.rows.offsets])
+        return found
 
     def marks(self) -> list[Bits]:
         """A bit a slot, of each block: which have a key."""

@@ -14,6 +14,7 @@ import torch
 from hse_dist.cluster import release_memory
 from hse_dist.config import Config
 from hse_dist.ranks import Ranks
+from hse_dist.sparsity.budget import rows_compete
 from hse_dist.sparsity.start import StartFolder
 from hse_dist.sparsity.start.folder import RANGE_ROWS
 from hse_dist.tables.layout import RowLayout
@@ -35,7 +36,7 @@ def make_table(config: Config, rows: int, start: StartFolder | None, ranks: Rank
     lengths = np.ceil(start.live(0, rows) * (1.0 + settings.slack)).astype(np.int64)
     layout = RowLayout.from_lengths(lengths, settings.chunk_width)
     sparsity = config.sparsity
-    if sparsity.budget.kind == "global" and sparsity.schedule.kind != "static" and layout.slots == start.live_entries:
+    if rows_compete(sparsity.budget) and sparsity.schedule.kind != "static" and layout.slots == start.live_entries:
         log.warning("No row has a free slot, so rows cannot grow at others' cost: raise tables.item.slack")
     with_gains = config.model.row_norm == "free"
     table = PackedTable(

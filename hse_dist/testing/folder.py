@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.sparse as sp
 
-from hse_dist.evaluate.metrics import DEPTH, Metrics, thirds
+from hse_dist.data.popularity import thirds
+from hse_dist.evaluate.metrics import DEPTH, Metrics
 
 
 @dataclass

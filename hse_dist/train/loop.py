@@ -211,7 +211,7 @@ class Loop:
         own = {**self.trainer.own_state(), "totals": self.totals.row()}
         path = self.store.save(self.trainer.table.state_dict(), own, facts, self.ranks)
         if self.ranks.rank == 0:
-            _write_journal(self.folder, server["journal"])
+            _write_journal(self.folder, self.trainer.journal(server["journal"]))
         self.report({"step": self.step, "valid": self.metric}, str(path))
 
     def _resume(self, checkpoint: Checkpoint) -> None:

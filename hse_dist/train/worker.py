@@ -54,7 +54,7 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
         ahead = steps - steps_left(stream, config.train.epochs) - resumed.step
         state = resumed.facts["server"]
     transport = join_server(config, arguments.get("server"), ranks, steps, state)
-    trainer = Trainer(config, table, transport, ranks, steps, ahead)
+    trainer = Trainer(config, table, transport, ranks, steps, ahead, prepared.counts())
     trainer.version = state["version"]
     report = reporter(ranks, config.cluster.workers > 0)
     loop = Loop(config, trainer, stream, prepared, store, folder, report, table.live_entries())

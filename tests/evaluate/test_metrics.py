@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hse_dist.data.popularity import thirds
 from hse_dist.errors import DataError
-from hse_dist.evaluate.metrics import DEPTH, METRICS, Metrics, read_users, thirds, write_users
+from hse_dist.evaluate.metrics import DEPTH, METRICS, Metrics, read_users, write_users
 
 
 def slow_user(top: list[int], targets: set[int]) -> dict[str, float]:

@@ -4,7 +4,9 @@ In: the parts of a start (`triples.py`), and gains if the start knows them. Out:
 
 Every row keeps its `floor` strongest entries; its next ones up to `ceiling` compete with those of all rows for the rest
 of the budget, by |value| · √|gain|. The decision is made from histograms by whoever `new_selection` names (the
-SparsityServer in a training run), so no process ever sees all entries. Ties go by row, then column.
+SparsityServer in a training run), so no process ever sees all entries. Ties go by row, then column. With `power` rows
+do not compete: each has a number by its count, and keeps as many, its strongest; what a row of the start lacks, others
+get.
 
 The gain of a negative form is -1 / ‖row‖² of the row before the cut. Measured at 32 entries a row: with the norm after
 the cut nDCG@100 is the same to .0004 (MovieLens-100K, citeulike-a, Gowalla).
@@ -22,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hse_dist.errors import NumericError
-from hse_dist.sparsity.budget import ranks_in_row
+from hse_dist.sparsity.budget import Ints, ranks_in_row, row_lengths
 from hse_dist.sparsity.selection import Counts, Query, Selection, chosen, histogram, order_keys
 from hse_dist.sparsity.start.folder import row_ranges, write_entries, write_rows
 from hse_dist.sparsity.start.triples import Triples, read_parts
@@ -51,12 +53,14 @@ class Budget:
     Attributes:
         live: entries in all. floor: entries that a row keeps in any case. ceiling: most entries of a row.
         unit: rows are scaled to length 1 and lose their gain; else only their mean length becomes 1.
+        power: rows have numbers in proportion to count^power; None: they compete.
     """
 
     live: int
     floor: int
     ceiling: int
     unit: bool
+    power: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class _Range:
 def cut(
     work: Path,
     target: Path,
-    rows: int,
+    counts: Ints,
     budget: Budget,
     *,
     gains: Doubles | None,
@@ -85,6 +89,7 @@ def cut(
     """Cut the parts under `work/parts` to the budget and write the files of a start under `target`.
 
     Args:
+        counts: int64 [rows], training interactions.
         gains: float64 [rows], or None for -1 / ‖row‖².
 
     Returns:
@@ -93,14 +98,21 @@ def cut(
     Raises:
         NumericError: a row has no entries, or values that are no numbers.
     """
-    ranges = [_Range(work, index, *bounds) for index, bounds in enumerate(row_ranges(rows))]
+    ranges = [_Range(work, index, *bounds) for index, bounds in enumerate(row_ranges(len(counts)))]
     run = partial(map_tasks, at_a_time=at_a_time)
     own = [None if gains is None else gains[mine.first : mine.last] for mine in ranges]
     found = run(_gather, [(mine, budget, part) for mine, part in zip(ranges, own, strict=True)], label="start gather")
-    selection = _decide(new_selection(budget.live - sum(found), True), ranges, run)
-    sums = run(_cut_range, [(mine, selection, budget.unit) for mine in ranges], label="start cut")
+    if budget.power is None:
+        kept = sum(int(np.minimum(part, budget.floor).sum()) for part in found)
+        selection = _decide(new_selection(budget.live - kept, True), ranges, run)
+        choices: list[Selection | Ints] = [selection] * len(ranges)
+    else:
+        lengths = _lengths(counts, np.concatenate(found), budget, budget.power)
+        choices = [lengths[mine.first : mine.last] for mine in ranges]
+    parts = [(mine, choice, budget.unit) for mine, choice in zip(ranges, choices, strict=True)]
+    sums = run(_cut_range, parts, label="start cut")
     live, norms, magnitudes = (sum(part) for part in zip(*sums, strict=True))
-    scales = {"value_scale": rows / norms, "gain_scale": rows / magnitudes}
+    scales = {"value_scale": len(counts) / norms, "gain_scale": len(counts) / magnitudes}
     run(_write_range, [(mine, target, *scales.values()) for mine in ranges], label="start write")
     return {"live_entries": live, **scales}
 
@@ -113,8 +125,14 @@ def _decide(decider: Decider, ranges: Sequence[_Range], run: Callable[..., list[
     return answer
 
 
-def _gather(task: tuple[_Range, Budget, Doubles | None]) -> int:
-    """Sort a range's entries and tell who competes; how many entries are kept without competing."""
+def _lengths(counts: Ints, most: Ints, budget: Budget, power: float) -> Ints:
+    """The number of each row by its count, int64 [rows]; no more than it has, `most`."""
+    total = min(budget.live, int(most.sum()))
+    return row_lengths(counts, total=total, power=power, floor=budget.floor, ceiling=most)
+
+
+def _gather(task: tuple[_Range, Budget, Doubles | None]) -> Ints:
+    """Sort a range's entries and tell who competes; entries of each row, at most the ceiling, int64 [rows]."""
     mine, budget, gains = task
     triples = read_parts(mine.work / "parts", mine.index)
     norms = _squared_norms(triples, mine)
@@ -129,8 +147,11 @@ def _gather(task: tuple[_Range, Budget, Doubles | None]) -> int:
     keys = order_keys(scores.astype(np.float32))
     places = ranks_in_row(triples.rows, keys, largest=True)
     within, kept = places < budget.ceiling, places < budget.floor
-    _save(mine.file("gathered"), triples.take(within), gain, kept=kept[within], keys=keys[within & ~kept])
-    return int(np.count_nonzero(kept))
+    if budget.power is None:
+        _save(mine.file("gathered"), triples.take(within), gain, kept=kept[within], keys=keys[within & ~kept])
+    else:
+        _save(mine.file("gathered"), triples.take(within), gain, places=places[within])
+    return np.bincount(triples.rows[within] - mine.first, minlength=mine.last - mine.first)
 
 
 def _count(task: tuple[_Range, Query]) -> Counts:
@@ -139,12 +160,17 @@ def _count(task: tuple[_Range, Query]) -> Counts:
         return histogram(stored["keys"], query)
 
 
-def _cut_range(task: tuple[_Range, Selection, bool]) -> tuple[int, float, float]:
-    """Apply the decision to a range: its live entries, the sum of its rows' lengths, and of their |gain|."""
-    mine, selection, unit = task
+def _cut_range(task: tuple[_Range, Selection | Ints, bool]) -> tuple[int, float, float]:
+    """Apply the decision (of all rows, or the range's numbers) to a range: its live entries, the sum of its rows'
+    lengths, and of their |gain|."""
+    mine, choice, unit = task
     with np.load(mine.file("gathered")) as stored:
-        triples, gains, mask = _triples(stored), stored["gains"], stored["kept"].copy()
-        mask[~mask] = chosen(stored["keys"], selection, mine.index, True)
+        triples, gains = _triples(stored), stored["gains"]
+        if isinstance(choice, Selection):
+            mask = stored["kept"].copy()
+            mask[~mask] = chosen(stored["keys"], choice, mine.index, True)
+        else:
+            mask = stored["places"] < choice[triples.rows - mine.first]
     triples = triples.take(mask)
     norms = np.sqrt(_squared_norms(triples, mine))
     if unit:

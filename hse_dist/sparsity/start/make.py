@@ -25,12 +25,13 @@ import scipy.sparse as ss
 from hse_dist.config import MAX_DIMS, Config
 from hse_dist.errors import ConfigError, DataError
 from hse_dist.files import new_folder, write_json
+from hse_dist.sparsity.budget import row_lengths
 from hse_dist.sparsity.selection import RadixSelection
 from hse_dist.sparsity.start.choose import Judge, best_of
 from hse_dist.sparsity.start.cut import Budget, Doubles, NewSelection, cut
 from hse_dist.sparsity.start.folder import VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
 from hse_dist.sparsity.start.hse import factorize, strongest_entries
-from hse_dist.sparsity.start.random_rows import random_entries, row_lengths
+from hse_dist.sparsity.start.random_rows import random_entries
 from hse_dist.sparsity.start.solving import Job, count_pairs, refit_all, solve_all
 from hse_dist.sparsity.start.triples import write_parts
 from hse_dist.tasks import map_tasks
@@ -148,12 +149,12 @@ def _check(config: Config, items: int, dims: int) -> None:
         )
 
 
-def _budget(config: Config, rows: int) -> Budget:
+def _budget(config: Config, counts: Ints) -> Budget:
     live, budget = config.tables.item.live, config.sparsity.budget
-    unit = config.model.row_norm == "unit"
+    unit, total = config.model.row_norm == "unit", live * len(counts)
     if budget.kind == "row":
-        return Budget(live * rows, live, live, unit)
-    return Budget(live * rows, budget.floor, budget.ceiling, unit)
+        return Budget(total, live, live, unit)
+    return Budget(total, budget.floor, budget.ceiling, unit, budget.power if budget.kind == "popularity" else None)
 
 
 def _local_inverse(
@@ -184,7 +185,7 @@ def _local_inverse(
 
 def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
     factor, gains, multiple = factorize(prepared.matrix("train"), config.sparsity.hse.regularization)
-    for index, triples in enumerate(strongest_entries(factor, _budget(config, prepared.items).ceiling)):
+    for index, triples in enumerate(strongest_entries(factor, _budget(config, prepared.counts()).ceiling)):
         write_parts(triples, target / "work" / "parts", index)
     del factor
     return {"diagonal_multiple": multiple, **_cut(config, prepared, target, gains, new_selection)}
@@ -194,9 +195,9 @@ def _cut(
     config: Config, prepared: Histories, target: Path, gains: Doubles | None, new_selection: NewSelection
 ) -> dict[str, Any]:
     """Cut the parts in `target/work` into the files of the start, and remove the work."""
-    budget, tasks = _budget(config, prepared.items), config.sparsity.local_inverse.tasks
+    budget, tasks = _budget(config, prepared.counts()), config.sparsity.local_inverse.tasks
     made = cut(
-        target / "work", target, prepared.items, budget, gains=gains, new_selection=new_selection, at_a_time=tasks
+        target / "work", target, prepared.counts(), budget, gains=gains, new_selection=new_selection, at_a_time=tasks
     )
     shutil.rmtree(target / "work")
     return made
@@ -207,8 +208,8 @@ def _random(config: Config, prepared: Histories, target: Path, new_selection: Ne
     dims = prepared.items if item.dims == "items" else item.dims
     lengths = row_lengths(
         prepared.counts(),
-        live=item.live,
-        power=item.capacity_power,
+        total=item.live * prepared.items,
+        power=budget.power if budget.kind == "popularity" else item.capacity_power,
         floor=budget.floor,
         ceiling=min(budget.ceiling, dims),
     )

@@ -23,42 +23,8 @@ Words = npt.NDArray[np.uint64]
 
 ROUNDS = 6
 """Rounds of the Feistel network; four make it pseudo-random, two more cost little."""
-SMALLEST_WEIGHT = 1e-9
-"""Share of the heaviest row's weight that every row has at least, so that lengths can add up to any budget."""
-BISECTIONS = 100
 COLUMN_SALT = np.uint64(0x636F6C756D6E)
 VALUE_SALT = np.uint64(0x76616C7565)
-
-
-def row_lengths(counts: Ints, *, live: int, power: float, floor: int, ceiling: int) -> Ints:
-    """Lengths in proportion to count^power between floor and ceiling that add up to exactly live · rows.
-
-    Args:
-        counts: int64 [rows]; a count of 0 weighs as 1.
-        live, floor, ceiling: floor ≤ live ≤ ceiling.
-
-    Returns:
-        int64 [rows].
-    """
-    total = live * len(counts)
-    shares = np.maximum(counts, 1) / max(int(counts.max()), 1)
-    weights = np.maximum(shares**power, SMALLEST_WEIGHT)
-    # the sum of clip(scale · weight) grows with the scale from floor · rows to ceiling · rows
-    low, high = 0.0, ceiling / SMALLEST_WEIGHT
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if np.clip(middle * weights, floor, ceiling).sum() < total:
-            low = middle
-        else:
-            high = middle
-    exact = np.clip(low * weights, floor, ceiling)
-    lengths = np.minimum(np.floor(exact).astype(np.int64), ceiling)
-    # what rounding down took goes to the largest remainders, ties to lower rows
-    while (missing := total - int(lengths.sum())) > 0:
-        open_rows = np.flatnonzero(lengths < ceiling)
-        order = np.argsort(-(exact - lengths)[open_rows], kind="stable")
-        lengths[open_rows[order[:missing]]] += 1
-    return lengths
 
 
 def random_entries(lengths: Ints, first: int, *, dims: int, seed: int) -> Triples:

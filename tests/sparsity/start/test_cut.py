@@ -47,7 +47,16 @@ def run_cut(dense: np.ndarray, rows: np.ndarray, budget: Budget, gains: np.ndarr
         all_gains = np.full(ROWS, 1e-6)
         all_gains[rows] = gains
     total = Budget(budget.live + len(others), budget.floor, budget.ceiling, budget.unit)
-    made = cut(folder / "work", folder, ROWS, total, gains=all_gains, new_selection=RadixSelection, at_a_time=1)
+    counts = np.ones(ROWS, np.int64)
+    made = cut(
+        folder / "work",
+        folder,
+        counts,
+        total,
+        gains=all_gains,
+        new_selection=RadixSelection,
+        at_a_time=1,
+    )
     return made, len(others)
 
 
@@ -115,7 +124,7 @@ def test_a_row_without_a_length_is_named(tmp_path: Path, bad: float) -> None:
         cut(
             tmp_path / "work",
             tmp_path,
-            20,
+            np.ones(20, np.int64),
             Budget(20, 1, 2, False),
             gains=None,
             new_selection=RadixSelection,

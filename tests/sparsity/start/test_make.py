@@ -11,6 +11,7 @@ import scipy.sparse as ss
 
 from hse_dist.config import MAX_DIMS, Config, parse_config
 from hse_dist.errors import ConfigError, NumericError
+from hse_dist.sparsity.budget import row_lengths
 from hse_dist.sparsity.selection import RadixSelection
 from hse_dist.sparsity.start import StartFolder, make_start
 
@@ -148,6 +149,20 @@ def test_a_row_budget_keeps_each_rows_strongest(histories, tmp_path: Path) -> No
     np.testing.assert_array_equal(start.live(), np.minimum(np.count_nonzero(full, axis=1), 5))
     for row, whole in zip(dense(start), full, strict=True):
         assert np.abs(whole[row == 0]).max() <= np.abs(whole[row != 0]).min()
+
+
+def test_a_budget_by_popularity_gives_each_row_its_number(histories, tmp_path: Path) -> None:
+    budget = {"kind": "popularity", "power": 0.7, "floor": 2, "ceiling": 30}
+    start = make_start(config("hse", live=5, budget=budget), histories, tmp_path / "start")
+    full = dense(make_start(config("hse", live=50, budget={"ceiling": 50}), histories, tmp_path / "full"))
+    had = np.minimum(np.count_nonzero(full, axis=1), 30)
+    expected = row_lengths(histories.counts(), total=5 * 50, power=0.7, floor=2, ceiling=had)
+    np.testing.assert_array_equal(start.live(), expected)
+    assert start.live_entries == 5 * 50 and expected.max() > 1.5 * 5
+    for row, whole in zip(dense(start), full, strict=True):
+        assert np.abs(whole[row == 0]).max() <= np.abs(whole[row != 0]).min()
+    random = make_start(config("random", dims=64, budget=budget, live=5), histories, tmp_path / "random").live()
+    np.testing.assert_array_equal(random, row_lengths(histories.counts(), total=250, power=0.7, floor=2, ceiling=30))
 
 
 def test_unit_rows(histories, tmp_path: Path) -> None:

@@ -7,37 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hse_dist.sparsity.start.random_rows import random_entries, row_lengths
-
-
-@st.composite
-def length_rules(draw: st.DrawFn) -> dict[str, object]:
-    live = draw(st.integers(1, 40))
-    return {
-        "counts": np.array(draw(st.lists(st.integers(0, 10**6), min_size=1, max_size=60)), np.int64),
-        "live": live,
-        "floor": draw(st.integers(1, live)),
-        "ceiling": draw(st.integers(live, 90)),
-        "power": draw(st.sampled_from([0.0, 0.5, 1.0, 3.0, 80.0])),
-    }
-
-
-@given(length_rules())
-@settings(max_examples=200, deadline=None)
-def test_lengths_add_up_within_their_bounds(rule: dict) -> None:
-    lengths = row_lengths(**rule)
-    assert lengths.sum() == rule["live"] * len(rule["counts"])
-    assert rule["floor"] <= lengths.min() and lengths.max() <= rule["ceiling"]
-    order = np.argsort(rule["counts"], kind="stable")
-    ordered = lengths[order][np.maximum(rule["counts"], 1)[order].argsort(kind="stable")]
-    assert (np.diff(ordered) >= -1).all()  # more popular rows are not shorter, but for the rounding
-    if rule["power"] == 0.0:
-        assert (lengths == rule["live"]).all()
-
-
-def test_lengths_follow_the_power() -> None:
-    lengths = row_lengths(np.array([1600, 400, 100, 25]), live=30, power=0.5, floor=1, ceiling=1000)
-    np.testing.assert_array_equal(lengths, [64, 32, 16, 8])
+from hse_dist.sparsity.start.random_rows import random_entries
 
 
 @given(st.integers(1, 300), st.integers(0, 2**70), st.data())

@@ -1,0 +1,155 @@
+"""What any policy of the registry has to keep: a contract that a new kind enters by its line there.
+
+In: the registry. Out: for each kind of drop, grow and budget the same rewires of the same table on any number of ranks,
+with what every kind may ask for: gradients of live and of other positions, popularity, columns. `check` holds the
+rewires to what all policies promise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hse_dist.config import Config, TrainSettings, parse_config
+from hse_dist.ranks import Ranks
+from hse_dist.sparsity.client import GroupTransport
+from hse_dist.sparsity.policies import POLICIES
+from hse_dist.sparsity.server import SparsityServer
+from hse_dist.tables.sharded import OwnedRows, PackedTable
+from hse_dist.testing.tables import Content, join
+from hse_dist.train.step import Trainer
+
+ROWS, DIMS, WIDTH, FLOOR, CEILING = 29, 300, 8, 2, 40
+REWIRES = 2
+CONTENT = Content.random(5, ROWS, DIMS, WIDTH, longest=20, long_rows={11: 160, 20: 48})
+COUNTS = 5000 // np.arange(1, ROWS + 1) ** 1
+UNSEEN = (3, 20)
+"""Rows that are no candidates in the window."""
+
+SECTIONS = ("drop", "grow", "budget")
+Case = tuple[str, str, str]
+"""(section, kind, situation)."""
+
+
+def cases() -> list[Case]:
+    """Every kind of the registry, alone; with rows that keep their numbers; and where nothing can grow."""
+    kinds = [(policy.setting.split(".")[1], policy.kind) for policy in POLICIES]
+    kinds = [(section, kind) for section, kind in kinds if section in SECTIONS and kind != "none"]
+    found = [(section, kind, "usual") for section, kind in kinds]
+    found += [(section, kind, "by row") for section, kind in kinds if section != "budget"]
+    found += [(section, kind, "nothing can grow") for section, kind in kinds if (section, kind) != ("grow", "random")]
+    return [*found, ("drop", "magnitude", "popular"), ("drop", "movement", "popular")]
+
+
+def config_of(case: Case) -> Config:
+    """The settings of a case."""
+    section, kind, situation = case
+    sparsity: dict[str, Any] = {"start": "random", "schedule": {"interval": 1, "stop": 1.0, "drop_fraction": 0.5}}
+    sparsity["budget"] = {"floor": FLOOR, "ceiling": CEILING}
+    sparsity["grow"] = {"window": 1, "explore": 6}
+    sparsity["drop"] = {"popularity_power": 0.5} if situation == "popular" else {}
+    if situation == "by row":
+        sparsity["budget"]["kind"] = "row"
+    sparsity[section]["kind"] = kind
+    item = {"dims": DIMS, "live": FLOOR, "chunk_width": WIDTH}
+    return parse_config({"tables": {"item": item}, "sparsity": sparsity, "run": {"seed": 3}}, "of a test")
+
+
+def rewires(ranks: Ranks, chosen: list[Case]) -> dict[Case, dict[str, Any]]:
+    """For each case this rank's rows before and after each rewire, and the journal. A collective call."""
+    return {case: _rewires(ranks, case) for case in chosen}
+
+
+def _rewires(ranks: Ranks, case: Case) -> dict[str, Any]:
+    config = config_of(case)
+    table = CONTENT.table(ranks, "row_wise", TrainSettings(), with_gains=True)
+    transport = GroupTransport(ranks, lambda: SparsityServer(config.sparsity, 10, ranks.size))
+    trainer = Trainer(config, table, transport, ranks, 10, counts=COUNTS)
+    history = []
+    for step in range(1, REWIRES + 1):
+        _see(trainer, ranks, step, nothing=case[2] == "nothing can grow")
+        before = table.owned()
+        trainer.rewire(step)
+        history.append((before, table.owned()))
+        _train(table)
+        if step == 1:  # another trainer takes up what this one remembers, as after a restart
+            trainer, old = Trainer(config, table, transport, ranks, 10, counts=COUNTS), trainer
+            trainer.version = old.version
+            trainer.load_own_state(old.own_state())
+    return {"history": history, "server": transport.state_dict()}
+
+
+def _see(trainer: Trainer, ranks: Ranks, step: int, *, nothing: bool) -> None:
+    """Each rank gets its own share, in an order that depends on the number of ranks, of the same sightings."""
+    rng = np.random.default_rng(step)
+    seen = np.setdiff1d(np.arange(ROWS), UNSEEN)
+    rows, columns = rng.choice(seen, 0 if nothing else 700), rng.integers(0, DIMS, 0 if nothing else 700)
+    visited = np.concatenate([seen, rng.choice(seen, 40)])
+    _share(trainer.collector.load_state_dict, "", ranks, step, rows, columns, visited)
+    owned = join(ranks.gather(trainer.table.owned()))  # type: ignore[union-attr]
+    live = owned.live & ~np.isin(owned.slot_rows(), UNSEEN)
+    twice = np.tile(np.flatnonzero(live), 2)
+    _share(
+        trainer.live_seen.load_state_dict, "live_", ranks, step, owned.slot_rows()[twice], owned.columns[twice], visited
+    )
+
+
+def _share(
+    load: Any, prefix: str, ranks: Ranks, step: int, rows: np.ndarray, columns: np.ndarray, visited: np.ndarray
+) -> None:
+    gradients = np.random.default_rng([step, len(prefix)]).normal(size=len(rows)).astype(np.float32)
+    order = np.random.default_rng([step, ranks.size]).permutation(len(rows))[ranks.rank :: ranks.size]
+    mine = {"rows": rows, "columns": columns.astype(np.int64), "gradients": gradients}
+    state = {prefix + name: part[order] for name, part in mine.items()}
+    load({**state, prefix + "visited": visited[ranks.rank :: ranks.size]})
+
+
+def _train(table: PackedTable) -> None:
+    """What has grown gets a value."""
+    owned = table.owned()
+    grown = owned.live & (owned.values == 0)
+    owned.values[grown] = np.sin(owned.slot_rows()[grown] * 7.0 + owned.columns[grown])
+    table.put_back(owned)
+
+
+def whole(answers: list[dict[Case, dict[str, Any]]], case: Case, step: int, moment: int) -> OwnedRows:
+    """The table before (0) or after (1) a rewire."""
+    return join([answer[case]["history"][step][moment] for answer in answers])
+
+
+def check(case: Case, step: int, before: OwnedRows, after: OwnedRows, entry: dict[str, Any]) -> None:
+    """What every policy promises of a rewire, and of what the journal says of it.
+
+    Raises:
+        AssertionError: it is not kept.
+    """
+    settings, rows = config_of(case).sparsity, before.slot_rows()
+    was, now = before.live, after.live
+    assert now.sum() == was.sum() == CONTENT.lengths.sum() == entry["live"], "the live count is not kept"
+    positions = rows[now] * DIMS + after.columns[now]
+    assert len(np.unique(positions)) == len(positions), "a column occurs twice in a row"
+    assert (after.values[~now] == 0).all(), "a free slot has a value"
+    lengths, lengths_before = np.bincount(rows[now]), np.bincount(rows[was])
+    assert (lengths >= np.minimum(lengths_before, FLOOR)).all(), "a row is below its floor"
+    assert (lengths <= np.maximum(lengths_before, CEILING)).all(), "a row is above its ceiling"
+    if settings.budget.kind != "global":
+        assert np.array_equal(lengths, lengths_before), "a row's number is not kept"
+    assert entry["dropped"] == entry["grown"] + entry["restored"]
+    assert entry["policy"] == {name: getattr(settings, name).kind for name in SECTIONS}
+    came = np.setdiff1d(positions, rows[was] * DIMS + before.columns[was])
+    assert len(came) == entry["grown"]
+    if settings.drop.by_gradient:
+        kept = np.isin(rows[was] * DIMS + before.columns[was], positions)
+        assert kept[np.isin(rows[was], UNSEEN)].all(), "an entry without a score was dropped"
+    if case[2] == "nothing can grow" and not (settings.grow.kind == "momentum" and step):
+        assert np.array_equal(before.columns, after.columns) and np.array_equal(before.values, after.values)
+        assert entry["grown"] == 0 and entry["note"].startswith("nothing grew: there was no candidate")
+    else:
+        assert entry["grown"] > 5 and entry["note"] is None
+    thirds = entry["tables"]["item"]
+    assert thirds["live"] == entry["live"] == thirds["head"] + thirds["middle"] + thirds["tail"]
+    assert entry["dead_columns"] == 1 - len(np.unique(after.columns[now])) / DIMS
+    assert 0 <= entry["mean_age"] <= entry["version"]
+    assert entry["live"] * 0.97 / (ROWS * DIMS) < entry["explored"] < 1
+    assert all(value is None or np.isfinite(value) for value in entry["thresholds"].values())

@@ -1,0 +1,48 @@
+"""Every policy of the registry on real gloo ranks: a new kind is held to the contract by its line there."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hse_dist.testing.policies import REWIRES, Case, cases, check, rewires, whole
+from hse_dist.testing.ranks import run_ranks
+
+CASES = cases()
+NAMES = [" ".join(case) for case in CASES]
+
+
+@cache
+def run(ranks: int) -> list[dict[Case, dict[str, Any]]]:
+    return run_ranks(rewires, ranks, CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_a_rewire_keeps_its_promises(case: Case) -> None:
+    journal = run(1)[0][case]["server"]["journal"]
+    assert [entry["version"] for entry in journal] == [1, 2]
+    for step in range(REWIRES):
+        check(case, step, whole(run(1), case, step, 0), whole(run(1), case, step, 1), journal[step])
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_decisions_are_the_same_on_any_number_of_ranks(case: Case, ranks: int) -> None:
+    for step in range(REWIRES):
+        one, many = whole(run(1), case, step, 1), whole(run(ranks), case, step, 1)
+        assert np.array_equal(one.columns, many.columns) and one.values.tobytes() == many.values.tobytes()
+    assert all(answer[case]["server"] == run(1)[0][case]["server"] for answer in run(ranks)), "journals differ"
+
+
+def test_policies_decide_differently() -> None:
+    kinds = [case for case in CASES if case[2] == "usual" and case != ("budget", "row", "usual")]
+    tables = {case: whole(run(1), case, 1, 1).columns.tobytes() for case in kinds}
+    same = {(a, b) for a in kinds for b in kinds if a < b and tables[a] == tables[b]}
+    # one table's default of each section is the same case; soft thresholds choose as magnitude does, at first
+    defaults = {("drop", "magnitude", "usual"), ("grow", "gradient", "usual"), ("budget", "global", "usual")}
+    defaults |= {("grow", "co_occurrence", "usual")}  # which differs in what is gathered, and here that is given
+    assert all(a in defaults and b in defaults for a, b in same)
