@@ -63,7 +63,7 @@ def quality_table(records: Sequence[Record], ours: str, own: Iterable[str]) -> R
         rows.append(
             {
                 "data": data,
-                "bytes an item": round(mean(by_seed, "bytes_per_item"), 1),
+                "bytes an item": round(mean(by_seed, "bytes_per_item")),
                 "method": method,
                 "nDCG@100": fmean(values),
                 "lowest": min(values) if several else None,
@@ -72,7 +72,7 @@ def quality_table(records: Sequence[Record], ours: str, own: Iterable[str]) -> R
                 "seconds": mean(by_seed, "seconds"),
                 "seeds": len(values),
                 "against ours, %": gain,
-                "": "above ours" if gain is not None and gain > 0 and method not in own else "",
+                "mark": "above ours" if gain is not None and gain > 0 and method not in own else "",
                 "budget": budget,
             }
         )
@@ -196,6 +196,6 @@ def shares(records: Sequence[Record], ours: str, full: str, targets: Mapping[tup
         a, b = mean(mine, seeds=seeds), mean(theirs, seeds=seeds)
         target = targets.get((data, budget))
         row = {"data": data, "bytes an item": budget, ours: a, full: b, "share": a / b, "target": target}
-        rows.append({**row, "seeds": len(seeds), "": "missed" if target is not None and a / b < target else ""})
+        rows.append({**row, "seeds": len(seeds), "mark": "missed" if target is not None and a / b < target else ""})
     order = list(dict.fromkeys(record["data"] for record in records))
     return sorted(rows, key=lambda row: (order.index(row["data"]), row["bytes an item"]))

@@ -84,7 +84,7 @@ class Worker:
 
 def _serve(pipe: Connection, folder: Path) -> None:
     """A process's life: compute until nobody asks."""
-    logging.getLogger("hse_dist").setLevel(logging.WARNING)
+    logging.disable(logging.INFO)  # levels are set anew by what a cell calls
     with suppress(EOFError, OSError):  # who asked is gone
         while True:
             pipe.send(compute(folder, pipe.recv()))
