@@ -8,8 +8,8 @@ work between two cells. Several commands may work in one folder at a time: each 
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from hse_dist.baselines.registry import BASELINES
@@ -55,7 +55,7 @@ def benchmark_quality(
         ConfigError, DataError: a name, a setting or a log is at fault; before anything runs.
     """
     limited = hours is not None or minutes is not None
-    deadline = time.monotonic() + 3600 * (hours or 0) + 60 * (minutes or 0) if limited else None
+    deadline = monotonic() + 3600 * (hours or 0) + 60 * (minutes or 0) if limited else None
     request = Request(data, methods or (*METHODS, *BASELINES), bytes, seeds, Path(configs))
     store = Store(Path(folder).absolute() / "quality")
     if not show:
@@ -75,7 +75,7 @@ def _fill(store: Store, missing: list[Cell], deadline: float | None, seconds: fl
     measured = 0
     with Worker(store.folder, seconds) as worker:
         for index, cell in enumerate(missing, start=1):
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and monotonic() >= deadline:
                 log.info("quality: the time is over, %d cells are left", len(missing) - index + 1)
                 break
             with store.lock(cell.name) as mine:
