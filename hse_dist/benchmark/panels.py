@@ -43,7 +43,10 @@ def draw_panels(chart: Panels, path: Path) -> None:
     for place, (name, curves) in enumerate(chart.panels.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         shown |= _panel(axes, curves, looks)
-        axes.set(title=name, xlabel=chart.x_label, ylabel=chart.y_label)
+        axes.set(title=name, xlabel=chart.x_label, ylabel=chart.y_label if place % columns == 0 else "")
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(chart.ticks, [as_text(round(size)) for size in chart.ticks])
     ordered = [shown[name] for name in looks if name in shown]
     figure.legend(handles=ordered, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=9)
     with new_file(path) as temporary:
@@ -81,7 +84,6 @@ def _panel(axes: Axes, curves: list[Curve], looks: dict[str, dict[str, Any]]) ->
             )
         else:
             shown[curve.name] = _curve(axes, curve, look)
-    _sizes(axes, [point[0] for curve in curves if not curve.level for point in curve.points])
     values = [point[1] for curve in curves for point in curve.points if point[1] >= bottom]
     if values:
         room = 0.08 * (max(values) - min(values)) or 0.05 * max(values)
@@ -112,25 +114,12 @@ def _curve(axes: Axes, curve: Curve, look: dict[str, Any]) -> Any:
     return axes.errorbar(xs, ys, yerr=bars, label=curve.name, **look, **style)  # type: ignore[arg-type]
 
 
-def _sizes(axes: Axes, sizes: list[float]) -> None:
-    """The measured sizes on a logarithmic axis; those that nearly agree share a tick."""
-    axes.set_xscale("log", base=2)
-    axes.minorticks_off()
-    ticks: list[float] = []
-    for size in sorted(sizes):
-        if not ticks or size > 1.4 * ticks[-1]:
-            ticks.append(size)
-    if ticks:
-        axes.set_xticks(ticks, [as_text(round(size)) for size in ticks])
-
-
 def _name_levels(axes: Axes, levels: list[tuple[float, str, Any]]) -> None:
-    """The names of levels at the right end, one above the other where the levels are close."""
+    """The names of levels at the left, where curves are low; one above the other where the levels are close."""
     bottom, top = axes.get_ylim()
     least, last = 0.045 * (top - bottom), -math.inf
     for height, text, colour in sorted(levels, key=lambda level: level[0]):
         at = max(height + 0.006 * (top - bottom), last + least)
-        axes.text(
-            0.99, at, text, transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=7, color=colour
-        )
+        place = axes.get_yaxis_transform()
+        axes.text(0.01, at, text, transform=place, ha="left", va="bottom", fontsize=7, color=colour)
         last = at

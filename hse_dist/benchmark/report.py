@@ -67,12 +67,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panels:
-    """A picture of several panels with one legend; a name has one colour in all of them. x is logarithmic."""
+    """A picture of several panels with one legend; a name has one colour in all of them.
+
+    Attributes:
+        ticks: the numbers on the x axis, which is logarithmic.
+    """
 
     title: str
     y_label: str
     x_label: str
     panels: dict[str, list[Curve]]
+    ticks: list[float]
 
 
 @dataclass(frozen=True)

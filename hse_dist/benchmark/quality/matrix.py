@@ -175,4 +175,5 @@ def _picture(records: list[dict[str, Any]]) -> Panels:
         curve = Curve(method, sorted(points), (data, method) in levels, strong=own, broken=own and method != OURS_NAME)
         panels.setdefault(data, []).append(curve)
     title = "Quality against size: means over seeds, bars from the lowest to the highest"
-    return Panels(title, "nDCG@100", "bytes an item (log)", panels)
+    ticks = sorted({float(record["budget"]) for record in records if record["budget"] is not None})
+    return Panels(title, "nDCG@100", "bytes an item (log)", panels, ticks)
