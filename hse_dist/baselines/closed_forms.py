@@ -2,9 +2,9 @@
 
 In: a request, with the `Factors` of the caller where it has them. Out: an answer.
 
-λ is chosen on validation where it is not given, for each model and budget, by climbing a grid: nDCG over log λ has one peak,
-and a factorization of 41 000 items takes a quarter of an hour. The λ already factored are asked first, and the climb begins
-at the best of them.
+λ is chosen on validation where it is not given, for each model and budget, by climbing a grid: nDCG over log λ has one
+peak, and a factorization of 41 000 items takes a quarter of an hour. The λ already factored are asked first, and the
+climb begins at the best of them.
 
 * Pruned: of the weights B (Steck, WWW 2019) the k largest |B_ij| of every item j, or the k · items largest of all with
   at most `factors.KEEP` an item; validation chooses between the two.
@@ -21,7 +21,18 @@ import numpy as np
 import scipy.sparse as sp
 
 from hse_dist.baselines.factors import EASE, HSE, KEEP, PRUNED, Factors, Sketch, Strongest
-from hse_dist.baselines.fitting import CHOICE, DIMENSION_BYTES, ENTRY_BYTES, Answer, Model, Request, climb, measure, metrics_of
+from hse_dist.baselines.fitting import (
+    CHOICE,
+    DIMENSION_BYTES,
+    ENTRY_BYTES,
+    Answer,
+    Model,
+    Request,
+    climb,
+    measure,
+    metrics_of,
+    need_users,
+)
 from hse_dist.errors import ConfigError
 from hse_dist.evaluate.metrics import Metrics
 
@@ -80,6 +91,7 @@ def _choose(request: Request, part: str, make: Callable[[Sketch], list[Candidate
     factors = request.factors or Factors(request.prepared, parts=(part,), users=request.users)
     if request.regularization is not None and (len(made := make(factors.sketch(request.regularization)))) == 1:
         return _answer(request, request.regularization, made[0], {})
+    need_users(request.prepared, "valid")
     best: dict[float, tuple[float, Candidate]] = {}
 
     def value(regularization: float) -> float:

@@ -6,13 +6,13 @@ itself is gone then.
 
 What it costs: items³ flops for P = (XᵀX + λI)⁻¹ and a third of that for the factor of HSE, one matrix of items² numbers
 (float32 above 10 000 items), and 16 × items × `KEEP` bytes of sketch. On one thread some seconds for 1 682 items, a
-minute for 15 000, 15 to 20 minutes and 7 GiB for 41 000 (Gowalla), and a climb over λ asks for three to six. So a
-matrix of methods, budgets and splits hands the same `Factors` to every call: the sketches of a λ are made once, and with
-a folder they outlive the process.
+minute for 17 000, 15 to 20 minutes and 7 GiB for 41 000 (Gowalla), and a climb over λ asks for three to six. So a
+matrix of methods, budgets and splits hands the same `Factors` to every call: the sketches of a λ are made once, and
+with a folder they outlive the process.
 
 HSE (Van Balen & Goethals, WWW 2021): with d = diag P, E Eᵀ = c · diag(d) - P by Cholesky, items in falling count;
-scores of unseen items are (x E)·Eⱼ / d_j. The paper has c = 2; no c changes the full model's scores, so it is doubled where
-the matrix is not positive definite.
+scores of unseen items are (x E)·Eⱼ / d_j. The paper has c = 2; no c changes the full model's scores, so it is doubled
+where the matrix is not positive definite.
 """
 
 from __future__ import annotations
@@ -192,15 +192,16 @@ def _write(path: Path, sketch: Sketch) -> None:
         if part is not None:
             arrays |= {f"{name}_columns": part.columns, f"{name}_values": part.values}
     with new_file(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _read(path: Path) -> Sketch:
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
-    parts = [
-        Strongest(arrays[f"{name}_columns"], arrays[f"{name}_values"]) if f"{name}_columns" in arrays else None
-        for name in ("weights", "factor")
-    ]
+
+    def part(name: str) -> Strongest | None:
+        columns = arrays.get(f"{name}_columns")
+        return None if columns is None else Strongest(columns, arrays[f"{name}_values"])
+
     tops = {name.removeprefix("top_"): top for name, top in arrays.items() if name.startswith("top_")}
-    return Sketch(tops, *parts, arrays["gains"])
+    return Sketch(tops, part("weights"), part("factor"), arrays["gains"])

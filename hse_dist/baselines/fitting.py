@@ -1,7 +1,7 @@
 """What every baseline is asked, what it answers, and how it is measured and tuned.
 
-In: a `Request`. Out: an `Answer`: metrics on the split that was asked for, with the sizes of the model that was measured
-and what validation chose. A baseline gives models by hyperparameter; `choose` climbs their grid by validation nDCG@100
+In: a `Request`. Out: an `Answer`: metrics on the split that was asked for, sizes of the model that was measured, and
+what validation chose. A baseline gives models by hyperparameter; `choose` climbs their grid by validation nDCG@100
 alone, and scores the split asked for once, with the model that won.
 """
 
@@ -36,7 +36,7 @@ DIMENSION_BYTES = 4
 Scores = Callable[[sp.csr_matrix], np.ndarray]
 """Binary histories `[B, items]` → float32 `[B, items]`; what it says of an item of the history does not matter."""
 
-Parameter = TypeVar("Parameter")
+Parameter = TypeVar("Parameter", int, float)
 
 logger = logging.getLogger(__name__)
 
@@ -94,15 +94,14 @@ class Answer:
     validation: dict[str, float] = field(default_factory=dict)
 
 
-def need_users(prepared: Prepared, splits: set[str]) -> None:
+def need_users(prepared: Prepared, split: str) -> None:
     """Check that there is someone to rank for.
 
     Raises:
-        DataError: a split has no users.
+        DataError: the split has no users.
     """
-    for name in sorted(splits):
-        if not prepared.users(name):
-            raise DataError(f"The split {name!r} has no users for a baseline.", cause=f"Raise data.split.{name}.")
+    if not prepared.users(split):
+        raise DataError(f"The split {split!r} has no users for a baseline.", cause=f"Raise data.split.{split}.")
 
 
 def need_memory(what: str, needed: int, cause: str) -> None:
@@ -119,7 +118,7 @@ def need_memory(what: str, needed: int, cause: str) -> None:
 
 
 def top_lists(scores: Scores, prepared: Prepared, split: str, users: int) -> np.ndarray:
-    """The best unseen items of the whole catalogue for every user of a split, int64 `[users, 100]`; -1: there is none."""
+    """The best unseen items of the whole catalogue for every user of a split, int64 `[users, 100]`; -1: none."""
     inputs = prepared.matrix(split)
     tops = [np.empty((0, DEPTH), np.int64)]
     for first in range(0, inputs.shape[0], users):
@@ -156,6 +155,7 @@ def choose(
         name: of the hyperparameter.
         start: where the climb begins; the metric is taken to have one peak along the grid.
     """
+    need_users(request.prepared, "valid")
     best: dict[str, Any] = {"value": -np.inf}
     tried: dict[str, float] = {}
 
@@ -163,8 +163,8 @@ def choose(
         model = fit(grid[index])
         metrics = measure(model.scores, request, "valid")
         found = float(metrics.result()[CHOICE])
-        logger.info("%s %s: validation %s %.4f", name, grid[index], CHOICE, found)
-        tried[str(grid[index])] = found
+        logger.info("%s %g: validation %s %.4f", name, grid[index], CHOICE, found)
+        tried[f"{grid[index]:g}"] = found
         if found > best["value"]:  # only the best so far is kept
             best.update(value=found, model=model, metrics=metrics)
         return found

@@ -3,9 +3,9 @@
 In: a request. Out: an answer. Nothing items × items is held at once: co-occurrence is counted for a block of items at a
 time, and the k most similar items of each are kept.
 
-Similarity of items i and j: n_ij / (√(n_i n_j) + s), the cosine of their columns with the shrinkage s, which takes weight
-from pairs that few users vouch for. The score of j is the sum over the history's items among the k neighbours of j.
-s is chosen on validation by climbing a grid. Two threads rank Gowalla (41 000 items) in some ten seconds a value of s.
+Similarity of items i and j: n_ij / (√(n_i n_j) + s), the cosine of their columns with the shrinkage s, which takes
+weight from pairs that few users vouch for. The score of j is the sum over the history's items among the k neighbours of
+j. s is chosen on validation by climbing a grid.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def similar_items(x: sp.csr_matrix, neighbours: int, shrinkage: float) -> sp.csr
         x: binary `[users, items]`.
 
     Returns:
-        float32 `[items, items]`, at most `neighbours` entries a row, none on the diagonal; of equal ones the lower column.
+        float32 `[items, items]`, at most `neighbours` a row, none on the diagonal; of equal ones the lower column.
     """
     counts = np.bincount(x.indices, minlength=x.shape[1]).astype(np.float64)
     transposed = x.T.tocsr()

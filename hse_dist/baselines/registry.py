@@ -3,9 +3,9 @@
 In: a name, prepared data, a split, and for methods that take one a budget of bytes an item. Out: the metrics of
 `evaluate` with sizes, seconds and what validation chose, and the metrics of each user.
 
-What a matrix of runs costs on two cores (one thread a run) is said by the modules: `neighbours` seconds, `elsa` minutes,
-`factors` (EASE, its pruned form and HSE) items³: they share one factorization a λ where the caller hands the same `Factors` to all of
-them, for all budgets.
+What a matrix of runs costs is said by the modules: `neighbours` takes seconds, `elsa` minutes, `factors` (of EASE, its
+pruned form and HSE) grows with items³: the three share one factorization a λ, for all budgets and splits, where the
+caller hands the same `Factors` to every call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hse_dist.baselines.als import als
 from hse_dist.baselines.closed_forms import ease, ease_pruned, hse
+from hse_dist.baselines.elsa import dense, gradual_topk
 from hse_dist.baselines.fitting import Answer, Request, need_users
 from hse_dist.baselines.neighbours import item_knn, item_knn_full, popularity
 from hse_dist.errors import ConfigError
@@ -52,8 +54,15 @@ BASELINES = {
         Baseline("item-knn-full", "the same with as many neighbours as validation likes",
                  "Sarwar et al., WWW 2001", False, item_knn_full),
         Baseline("ease", "full EASE, items × items", "Steck, WWW 2019", False, ease),
-        Baseline("ease-pruned", "the largest weights of EASE, an item or globally", "Steck, WWW 2019", True, ease_pruned),
-        Baseline("hse", "the largest entries of each row of EASE's factor", "Van Balen & Goethals, WWW 2021", True, hse),
+        Baseline("ease-pruned", "the largest weights of EASE, an item or globally",
+                 "Steck, WWW 2019", True, ease_pruned),
+        Baseline("hse", "the largest entries of each row of EASE's factor",
+                 "Van Balen & Goethals, WWW 2021", True, hse),
+        Baseline("dense", "linear autoencoder of D dense dimensions", "ELSA, Vančura et al., RecSys 2022", True, dense),
+        Baseline("gradual-topk", "the same of many dimensions, rows pruned to k entries while it trains",
+                 "Compressed ELSA, Vančura et al., WWW 2026", True, gradual_topk),
+        Baseline("als", "weighted matrix factorization, from the library implicit (an extra)",
+                 "Hu, Koren & Volinsky, ICDM 2008", True, als),
     )
 }  # fmt: skip
 """By name."""
@@ -87,9 +96,9 @@ def evaluate_baseline(
         was no choice); and `Metrics.per_user()`.
 
     Raises:
-        ConfigError: an unknown name, a missing budget or one that pays for nothing, an extra that is not installed.
+        ConfigError: an unknown name, a missing budget or one that does not pay for an entry, an extra that is missing.
         ResourceError: the model does not fit into memory.
-        DataError: a split has no users.
+        DataError: `split` has no users, or `valid`, where something is to be chosen.
     """
     started = time.perf_counter()
     if name not in BASELINES:
@@ -97,8 +106,7 @@ def evaluate_baseline(
     baseline = BASELINES[name]
     if baseline.sized and bytes_per_item is None:
         raise ConfigError(f"The baseline {name!r} needs a budget of bytes an item.", cause="Give --bytes N.")
-    # those that choose nothing do not need validation users
-    need_users(prepared, {split} | (set() if name == "popularity" or regularization is not None else {"valid"}))
+    need_users(prepared, split)
     budget = bytes_per_item if baseline.sized else None
     answer = baseline.function(Request(prepared, split, budget, seed, users, regularization, factors))
     result = {

@@ -38,25 +38,32 @@ def evaluate(words: Namespace) -> Result:
     """Run folder, or a baseline → metrics."""
     config = _config(words)
     if words.baseline:
-        return _evaluate_ease(config, words.split)
+        return _evaluate_baseline(config, words.split, words.baseline, words.bytes)
     from hse_dist.evaluate.driver import evaluate as run
 
     return run(config, words.split)
 
 
-def _evaluate_ease(config: Config, split: str) -> Result:
-    from hse_dist.baselines.ease import evaluate_ease
+def _evaluate_baseline(config: Config, split: str, name: str, size: int | None) -> Result:
+    from hse_dist.baselines.registry import BASELINES, evaluate_baseline
     from hse_dist.data.prepare import open_prepared
     from hse_dist.evaluate.metrics import write_users
+    from hse_dist.files import write_json
     from hse_dist.run_folder import RunFolder
 
     prepared, folder = open_prepared(config), RunFolder(config)
     if folder.started:
         # its metrics lie beside those of the run, to be compared user by user
         folder.check_data(prepared)
-    result, users = evaluate_ease(prepared, split, users=config.evaluate.users)
-    write_users(folder.path / "evaluation" / f"ease-{split}-users.parquet", users)
-    return {"baseline": "ease", "split": split, "seed": config.data.split.seed, **result}
+    seed = config.data.split.seed
+    result, users = evaluate_baseline(
+        name, prepared, split, bytes_per_item=size, seed=seed, users=config.evaluate.users
+    )
+    answer = {"baseline": name, "split": split, "seed": seed, **result}
+    stem = f"{split}-{name}-{size}" if BASELINES[name].sized else f"{split}-{name}"
+    write_users(folder.path / "evaluation" / f"{stem}-users.parquet", users)
+    write_json(folder.path / "evaluation" / f"{stem}.json", answer)
+    return answer
 
 
 def compare(words: Namespace) -> Result:

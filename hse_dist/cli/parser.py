@@ -16,6 +16,9 @@ from hse_dist.cli.benchmarks import BENCHMARKS, FOLDER, Option
 if TYPE_CHECKING:
     Jobs = argparse._SubParsersAction[argparse.ArgumentParser]
 
+BASELINES = ("popularity", "item-knn", "item-knn-full", "ease", "ease-pruned", "hse", "dense", "gradual-topk", "als")
+"""The names of hse_dist.baselines.registry, which would take seconds to import."""
+
 EPILOG = """
 Every job prints one JSON object as its last line on standard output and logs to standard error.
 Exit codes: 0 success, 2 a mistake you can mend, 1 a failure (HSE_DEBUG=1 shows the traceback), 130 interrupted.
@@ -33,6 +36,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if overrides is not None:
         words.overrides = [*overrides, *rest]
+    if words.job == "evaluate" and words.bytes and not words.baseline:
+        parser.error("evaluate --bytes needs --baseline")
     if words.job == "recommend" and words.histories and not words.output:
         parser.error("recommend --histories needs --output")
     return words
@@ -51,7 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     _add(jobs, "train", "make the start, train it, keep the best checkpoint by validation")
     evaluate = _add(jobs, "evaluate", "rank the whole catalogue for held-out users")
     evaluate.add_argument("--split", choices=("test", "valid"), default="test", help="held-out users (default: test)")
-    evaluate.add_argument("--baseline", choices=("ease",), help="a closed form of the same histories, not the run")
+    evaluate.add_argument("--baseline", choices=BASELINES, help="another model of the same histories, not the run")
+    evaluate.add_argument("--bytes", type=_positive, metavar="N", help="what a baseline may take an item, where sized")
     _add(jobs, "export", "write the item matrix of the best checkpoint as CSR and as Parquet")
     _add_compare(jobs)
     _add_recommend(jobs)
