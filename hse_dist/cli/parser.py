@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _add(jobs, "evaluate", "rank the whole catalogue for held-out users")
     evaluate.add_argument("--split", choices=("test", "valid"), default="test", help="held-out users (default: test)")
     evaluate.add_argument("--baseline", choices=BASELINES, help="another model of the same histories, not the run")
-    evaluate.add_argument("--bytes", type=_positive, metavar="N", help="what a baseline may take an item, where sized")
+    evaluate.add_argument("--bytes", type=_number, metavar="N", help="what a baseline may take an item, where sized")
     _add(jobs, "export", "write the item matrix of the best checkpoint as CSR and as Parquet")
     _add_compare(jobs)
     _add_recommend(jobs)

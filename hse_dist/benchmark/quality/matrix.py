@@ -8,6 +8,7 @@ work between two cells. Several commands may work in one folder at a time: each 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -105,7 +106,8 @@ def make_report(store: Store, cells: list[Cell], measured: int, request: Request
     defeats = derive.defeats(records, OURS_NAME, METHODS)
     worth = derive.coordination(records, COORDINATION)
     notes = [_defeat_note(defeat, users) for defeat in defeats]
-    notes += [f"{cell} failed: {found['error'].splitlines()[0]}" for cell, found in failed]
+    errors = Counter((cell.data, cell.method, found["error"].splitlines()[0]) for cell, found in failed)
+    notes += [f"{data}, {method}: {count} failed: {why}" for (data, method, why), count in errors.items()]
     if best := derive.best_kind(worth, COORDINATION):
         notes.append(f"of the kinds of budget, {best} is the best over all rows")
     counts = {"measured": measured, "kept": len(kept) - measured, "failed": len(failed), "left": len(cells) - len(kept)}
