@@ -6,6 +6,7 @@ known, settings that contradict each other, logs that are not there, each with t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,8 +161,10 @@ def _of_ours(request: Request, store: Store, data: str, method: str, budget: int
 
 
 def _config(request: Request, store: Store, data: str, seed: int, more: Sequence[str] = ()) -> Config:
-    """The configuration of a data set and a seed, in this process."""
-    own = [f"data.split.seed={seed}", f"run.seed={seed}", "cluster.workers=0", "run.resume=auto"]
-    return load_config(
-        request.configs / f"{data}.toml", [*own, f"data.folder={store.folder}/data/{data}-{seed}", *more]
-    )
+    """The configuration of a data set and a seed, in this process; other ways to prepare have other folders."""
+    path = request.configs / f"{data}.toml"
+    words = [f"data.split.seed={seed}", f"run.seed={seed}", "cluster.workers=0", "run.resume=auto", *more]
+    config = load_config(path, words)
+    content = json.dumps(content_settings(config.data), sort_keys=True)
+    folder = store.folder / "data" / f"{data}-{seed}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    return config.model_copy(update={"data": config.data.model_copy(update={"folder": str(folder)})})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing as mp
+import signal
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -84,6 +85,7 @@ class Worker:
 
 def _serve(pipe: Connection, folder: Path) -> None:
     """A process's life: compute until nobody asks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asked is interrupted too, and ends this process
     logging.disable(logging.INFO)  # levels are set anew by what a cell calls
     with suppress(EOFError, OSError):  # who asked is gone
         while True:
