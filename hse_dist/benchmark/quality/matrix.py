@@ -101,8 +101,9 @@ def make_report(store: Store, cells: list[Cell], measured: int, request: Request
     """The report of all cells that are there, `measured` of them by this call."""
     kept = [(cell, found) for cell in cells if (found := store.read(cell)) is not None]
     failed = [(cell, found) for cell, found in kept if found["state"] == FAILED]
-    records = [_record(cell, found) for cell, found in kept if found["state"] == DONE]
-    users = {(r["data"], r["method"], r["budget"], r["seed"]): store.users(cell) for cell, r in _pairs(kept, records)}
+    done = [(cell, found) for cell, found in kept if found["state"] == DONE]
+    records = [_record(cell, found) for cell, found in done]
+    users = {(cell.data, cell.method, cell.budget, cell.seed): store.users(cell) for cell, _ in done}
     defeats = derive.defeats(records, OURS_NAME, METHODS)
     worth = derive.coordination(records, COORDINATION)
     notes = [_defeat_note(defeat, users) for defeat in defeats]
@@ -140,11 +141,6 @@ def _record(cell: Cell, kept: dict[str, Any]) -> dict[str, Any]:
         "seconds": kept["seconds"],
         **{key: result[key] for key in ("bytes_per_item", "ndcg@100", "recall@20", "recall@50", "coverage")},
     }
-
-
-def _pairs(kept: list[tuple[Cell, dict[str, Any]]], records: list[dict[str, Any]]) -> list[tuple[Cell, dict[str, Any]]]:
-    done = [cell for cell, found in kept if found["state"] == DONE]
-    return list(zip(done, records, strict=True))
 
 
 def _defeat_note(defeat: dict[str, Any], users: dict[tuple[Any, ...], Path]) -> str:
