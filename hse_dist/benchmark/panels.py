@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 PANEL = (6.0, 4.4)
 """Inches of a panel, at 150 dots an inch."""
+ALONE = (7.5, 5.0)
+"""Inches of a panel that is the only one."""
 COLUMNS = 2
-LEGEND_COLUMNS = 5
 LEAST = 0.6
 """Share of the panel's highest value: curves that stay below it are named in the corner, points below it cut off."""
 STRONG = "black"
@@ -36,8 +37,9 @@ def draw_panels(chart: Panels, path: Path) -> None:
 
     columns = min(COLUMNS, len(chart.panels))
     rows = math.ceil(len(chart.panels) / columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.6), dpi=150, layout="constrained")
-    figure.suptitle(chart.title)
+    width, height = PANEL if len(chart.panels) > 1 else ALONE
+    figure = Figure(figsize=(width * columns, height * rows + 0.6), dpi=150, layout="constrained")
+    figure.suptitle(chart.title, fontsize=11)
     looks = _looks(chart)
     shown: dict[str, Any] = {}
     for place, (name, curves) in enumerate(chart.panels.items()):
@@ -48,7 +50,7 @@ def draw_panels(chart: Panels, path: Path) -> None:
         axes.minorticks_off()
         axes.set_xticks(chart.ticks, [as_text(round(size)) for size in chart.ticks])
     ordered = [shown[name] for name in looks if name in shown]
-    figure.legend(handles=ordered, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=9)
+    figure.legend(handles=ordered, loc="outside lower center", ncols=1 + 2 * columns, frameon=False, fontsize=9)
     with new_file(path) as temporary:
         figure.savefig(temporary, format="png")
 

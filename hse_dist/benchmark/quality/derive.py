@@ -41,6 +41,21 @@ def shared_seeds(records: Iterable[Record], data: str) -> list[int]:
     return sorted(set.intersection(*sets)) if sets else []
 
 
+def even(records: Sequence[Record]) -> list[Record]:
+    """The records of the seeds that every place of their data set has: means of these can be compared."""
+    seeds = {data: shared_seeds(records, data) for data in {record["data"] for record in records}}
+    return [record for record in records if record["seed"] in seeds[record["data"]]]
+
+
+def uneven(records: Sequence[Record]) -> dict[str, list[int]]:
+    """Data sets with seeds that not every place has → those that every one has."""
+    names = dict.fromkeys(record["data"] for record in records)
+    shared = {data: shared_seeds(records, data) for data in names}
+    return {
+        data: shared[data] for data in names if {r["seed"] for r in records if r["data"] == data} != {*shared[data]}
+    }
+
+
 def mean(by_seed: Mapping[int, Record], metric: str = METRIC, seeds: Iterable[int] | None = None) -> float:
     """Over the seeds given, or all."""
     return fmean(by_seed[seed][metric] for seed in (by_seed if seeds is None else seeds))
@@ -101,13 +116,11 @@ def defeats(records: Sequence[Record], ours: str, own: Iterable[str]) -> Rows:
 
 
 def curves(records: Sequence[Record], data: str) -> dict[str, list[Point]]:
-    """Method → its points by rising bytes, means over the seeds that all places of the data set have."""
-    seeds, found = shared_seeds(records, data), places(records)
+    """Method → its points by rising bytes, over the seeds that all places of the data set have."""
     lines: dict[str, list[Point]] = {}
-    for (name, method, _), by_seed in found.items():
-        if name == data and seeds:
-            point = mean(by_seed, "bytes_per_item", seeds), mean(by_seed, METRIC, seeds)
-            lines.setdefault(method, []).append(point)
+    for (name, method, _), by_seed in places(even(records)).items():
+        if name == data:
+            lines.setdefault(method, []).append((mean(by_seed, "bytes_per_item"), mean(by_seed)))
     return {method: sorted(points) for method, points in lines.items()}
 
 

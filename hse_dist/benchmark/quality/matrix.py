@@ -22,6 +22,9 @@ from hse_dist.benchmark.quality.worker import Worker
 from hse_dist.benchmark.report import Curve, Panels, Report
 from hse_dist.evaluate.bootstrap import compare
 
+NEAR = 1.5
+"""By what factor a method's own size may be outside the budgets and still be a point of the picture, not a level."""
+
 log = logging.getLogger(__name__)
 
 
@@ -109,6 +112,9 @@ def make_report(store: Store, cells: list[Cell], measured: int, request: Request
     notes = [_defeat_note(defeat, users) for defeat in defeats]
     errors = Counter((cell.data, cell.method, found["error"].splitlines()[0]) for cell, found in failed)
     notes += [f"{data}, {method}: {count} failed: {why}" for (data, method, why), count in errors.items()]
+    for data, seeds in derive.uneven(records).items():
+        known = " ".join(map(str, seeds)) or "none"
+        notes.append(f"{data}: the picture and bytes_needed are of the seeds that every method has so far: {known}")
     if best := derive.best_kind(worth, COORDINATION):
         notes.append(f"of the kinds of budget, {best} is the best over all rows")
     counts = {"measured": measured, "kept": len(kept) - measured, "failed": len(failed), "left": len(cells) - len(kept)}
@@ -121,7 +127,7 @@ def make_report(store: Store, cells: list[Cell], measured: int, request: Request
         rows=[{key: value for key, value in row.items() if key != "budget"} for row in table],
         shape={"data": list(request.data), "methods": list(request.methods), "bytes": list(request.budgets)},
         notes=notes,
-        chart=_picture(records) if records else None,
+        chart=_picture(records) if derive.even(records) else None,
         tables={
             "bytes_needed": derive.bytes_needed(records),
             "coordination": worth,
@@ -157,21 +163,21 @@ def _defeat_note(defeat: dict[str, Any], users: dict[tuple[Any, ...], Path]) -> 
 def _picture(records: list[dict[str, Any]]) -> Panels:
     """A panel a data set; of our own methods those that the table of coordination does not show already."""
     apart = set(COORDINATION.values()) - {OURS_NAME}
+    ticks = sorted({float(record["budget"]) for record in records if record["budget"] is not None})
     panels: dict[str, list[Curve]] = {}
     curves: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
     levels: set[tuple[str, str]] = set()
-    for (data, method, budget), by_seed in derive.places(records).items():
+    for (data, method, budget), by_seed in derive.places(derive.even(records)).items():
         if method in apart:
             continue
         values = [record[derive.METRIC] for record in by_seed.values()]
         point = derive.mean(by_seed, "bytes_per_item"), derive.mean(by_seed), min(values), max(values)
         curves.setdefault((data, method), []).append(point)
-        if budget is None:
+        if budget is None and not (ticks and ticks[0] / NEAR <= point[0] <= ticks[-1] * NEAR):
             levels.add((data, method))
     for (data, method), points in curves.items():
         own = method in METHODS
         curve = Curve(method, sorted(points), (data, method) in levels, strong=own, broken=own and method != OURS_NAME)
         panels.setdefault(data, []).append(curve)
     title = "Quality against size: means over seeds, bars from the lowest to the highest"
-    ticks = sorted({float(record["budget"]) for record in records if record["budget"] is not None})
     return Panels(title, "nDCG@100", "bytes an item (log)", panels, ticks)

@@ -59,6 +59,8 @@ def test_defeats_name_baselines_of_equal_bytes():
 
 def test_seeds_that_all_places_have():
     assert derive.shared_seeds(RECORDS, "a") == [0] and derive.shared_seeds(RECORDS, "b") == []
+    assert derive.uneven(RECORDS) == {"a": [0]} and derive.uneven([r for r in RECORDS if r["seed"] == 0]) == {}
+    assert derive.even(RECORDS) == [r for r in RECORDS if r["seed"] == 0]
     lines = derive.curves(RECORDS, "a")
     assert lines["ours"] == [(64, 0.40), (256, 0.48)] and lines["full"] == [(4000, 0.50)]
 
