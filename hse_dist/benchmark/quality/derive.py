@@ -185,7 +185,10 @@ def coordination(records: Sequence[Record], kinds: Mapping[str, str]) -> Rows:
         first, *others = kinds
         rest = [values[kind] for kind in others if kind in values]
         row[f"{first} gains, %"] = 100 * (values[first] / max(rest) - 1) if first in values and rest else None
-        rows.append({**row, "best": max(values, key=lambda kind: values[kind]), "seeds": len(seeds)})
+        row |= {"best": max(values, key=lambda kind: values[kind]), "seeds": len(seeds)}
+        # a start may have fewer entries of some rows than a budget a row allows them: not all take their bytes
+        sizes = {kind: mean(by_seed, "bytes_per_item", seeds) for kind, by_seed in some.items()}
+        rows.append({**row, **{f"bytes of {kind}": sizes.get(kind) for kind in kinds}})
     return rows
 
 

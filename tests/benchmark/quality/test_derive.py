@@ -94,6 +94,7 @@ def test_what_coordination_is_worth():
     assert (row["bytes an item"], row["global"], row["row"], row["popularity"]) == (64, 0.40, 0.42, None)
     assert row["global gains, %"] == pytest.approx(100 * (0.40 / 0.42 - 1))
     assert (row["best"], row["seeds"]) == ("row", 1)
+    assert (row["bytes of row"], row["bytes of popularity"]) == (64, None)
     assert derive.best_kind([row], kinds) is None, "not every kind was measured"
     assert derive.best_kind([row], ("global", "row")) == "row"
 
