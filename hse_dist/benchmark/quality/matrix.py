@@ -127,7 +127,7 @@ def make_report(store: Store, cells: list[Cell], measured: int, request: Request
         rows=[{key: value for key, value in row.items() if key != "budget"} for row in table],
         shape={"data": list(request.data), "methods": list(request.methods), "bytes": list(request.budgets)},
         notes=notes,
-        chart=_picture(records) if derive.even(records) else None,
+        chart=_picture(records),
         tables={
             "bytes_needed": derive.bytes_needed(records),
             "coordination": worth,
@@ -160,8 +160,8 @@ def _defeat_note(defeat: dict[str, Any], users: dict[tuple[Any, ...], Path]) -> 
     )
 
 
-def _picture(records: list[dict[str, Any]]) -> Panels:
-    """A panel a data set; of our own methods those that the table of coordination does not show already."""
+def _picture(records: list[dict[str, Any]]) -> Panels | None:
+    """A panel a data set, of methods that the table of coordination does not show already; None if there are none."""
     apart = set(COORDINATION.values()) - {OURS_NAME}
     ticks = sorted({float(record["budget"]) for record in records if record["budget"] is not None})
     panels: dict[str, list[Curve]] = {}
@@ -180,4 +180,4 @@ def _picture(records: list[dict[str, Any]]) -> Panels:
         curve = Curve(method, sorted(points), (data, method) in levels, strong=own, broken=own and method != OURS_NAME)
         panels.setdefault(data, []).append(curve)
     title = "Quality against size: means over seeds, bars from the lowest to the highest"
-    return Panels(title, "nDCG@100", "bytes an item (log)", panels, ticks)
+    return None if not panels else Panels(title, "nDCG@100", "bytes an item (log)", panels, ticks)

@@ -125,6 +125,12 @@ def test_nothing_is_computed_twice_and_failures_only_when_asked(tmp_path, config
     assert counting.computed[12:] == ["ours-start 256 0", "ours-start 256 1"]
 
 
+def test_what_the_picture_leaves_out_makes_no_picture(tmp_path, configs, counting):
+    counting.outcome = staticmethod(made_up)
+    report = run(tmp_path, configs, methods=("ours-row",), bytes=(64,))
+    assert report.chart is None and len(report.rows) == 1 and finish(report, tmp_path)["measured"] == 1
+
+
 def test_time_ends_between_cells_and_what_is_left_is_said(tmp_path, configs, counting, monkeypatch):
     clock = iter(range(0, 10_000, 50))  # 50 s pass between two looks
     monkeypatch.setattr(matrix, "monotonic", lambda: next(clock))
