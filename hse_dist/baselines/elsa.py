@@ -7,7 +7,7 @@ over the whole catalogue, Adam. `dense` has D = bytes / 4.
 
 `gradual-topk` is the method of Compressed ELSA ("Efficient Learning of Sparse Representations from Interactions",
 WWW 2026), from its description: D is large, and each row keeps its k_t largest |entries|, scaled to length 1 again; k_t
-falls exponentially from D to k = bytes / 8 over the first `PRUNE` of the steps and stays there. An entry that is cut
+falls exponentially from D to k = bytes / 8 over the first `PRUNE` epochs and stays there. An entry that is cut
 gets no gradient and keeps its value, so that it comes back when others shrink below it.
 
 The rate is chosen on validation: for `dense` with the model itself, for `gradual-topk` on a table of at most
@@ -47,15 +47,20 @@ WIDE = 1024
 """D of `gradual-topk`, or the number of items where that is smaller."""
 PROBE = 128
 """D with which its rate is chosen."""
-RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
-"""The rates that validation chooses from; the climb begins at 0.05."""
-EPOCHS = 30
-BATCH = 256
-"""Users a step."""
-PRUNE = 0.6
-"""The part of the steps in which k_t falls."""
-EVERY = 3
+RATES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The rates that validation chooses from; the climb begins at 0.1."""
+EPOCHS = 60
+"""Epochs at most; validation ends most trainings before."""
+PRUNE = 12
+"""Epochs in which k_t falls."""
+BATCHES = 8
+"""Steps an epoch, where that makes `USERS` users a step: small data need as many steps as large."""
+USERS = (64, 1024)
+"""The fewest and the most users a step."""
+EVERY = 2
 """Epochs from one measurement on validation to the next."""
+PATIENCE = 2
+"""Measurements without a new best one that end a training."""
 RENEW = 4
 """Steps from one choice of the strongest entries to the next."""
 
@@ -133,16 +138,16 @@ def train(x: sp.csr_matrix, plan: Plan, request: Request) -> Trained:
     generator = torch.Generator().manual_seed(request.seed)
     weights = torch.randn(x.shape[1], plan.dims, generator=generator)
     optimizer = torch.optim.Adam([weights], lr=plan.rate)
-    steps = -(-x.shape[0] // BATCH) * EPOCHS
-    best: Trained | None = None
-    mask, step, kept = None, 0, plan.dims
+    size = min(max(x.shape[0] // BATCHES, USERS[0]), USERS[1])
+    pruning = -(-x.shape[0] // size) * PRUNE
+    best, mask, step, kept = None, None, 0, plan.dims
     for epoch in range(1, EPOCHS + 1):
         order = torch.randperm(x.shape[0], generator=generator).numpy()
-        for first in range(0, len(order), BATCH):
-            kept = entries_kept(plan, step / steps)
+        for first in range(0, len(order), size):
+            kept = entries_kept(plan, step / pruning)
             if kept < plan.dims and step % RENEW == 0:
                 mask = strongest_mask(weights, kept)
-            _, weights.grad = gradient(x[order[first : first + BATCH]], weights, mask)
+            _, weights.grad = gradient(x[order[first : first + size]], weights, mask)
             optimizer.step()
             step += 1
         if kept == plan.live and (epoch % EVERY == 0 or epoch == EPOCHS):
@@ -150,14 +155,16 @@ def train(x: sp.csr_matrix, plan: Plan, request: Request) -> Trained:
             found = Trained(rows, measure(scorer(rows), request, "valid"), epoch)
             if best is None or found.value > best.value:
                 best = found
+            elif epoch - best.epoch >= PATIENCE * EVERY:
+                break
     assert best is not None
     logger.info("%s: validation %s %.4f in epoch %d", plan, CHOICE, best.value, best.epoch)
     return best
 
 
 def entries_kept(plan: Plan, done: float) -> int:
-    """k_t after a part `done` (0 … 1) of the steps."""
-    return max(plan.live, round(plan.dims * (plan.live / plan.dims) ** min(1.0, done / PRUNE)))
+    """k_t after a part `done` of the steps in which it falls."""
+    return max(plan.live, round(plan.dims * (plan.live / plan.dims) ** min(1.0, done)))
 
 
 def strongest_mask(weights: Tensor, kept: int) -> Tensor:

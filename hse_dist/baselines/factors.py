@@ -94,8 +94,9 @@ class Factors:
         self._sketches: dict[float, Sketch] = {}
 
     def known(self) -> list[float]:
-        """The λ whose sketches cost nothing."""
-        return sorted(self._sketches)
+        """The λ whose sketches cost nothing, or the reading of a file."""
+        paths = [] if self._folder is None else self._folder.glob(f"{self._prefix}-*.npz")
+        return sorted({*self._sketches, *(float(path.stem.removeprefix(f"{self._prefix}-")) for path in paths)})
 
     def sketch(self, regularization: float) -> Sketch:
         """The sketch of a λ.
@@ -114,12 +115,14 @@ class Factors:
                     _write(path, self._sketches[regularization])
         return self._sketches[regularization]
 
-    def _path(self, regularization: float) -> Path | None:
-        if self._folder is None:
-            return None
-        # other data, other parts: another file
+    @property
+    def _prefix(self) -> str:
+        # other data, other parts: other files
         name = f"{self._prepared.fingerprint} {KEEP} {' '.join(self._parts)}"
-        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{regularization:g}.npz"
+        return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+    def _path(self, regularization: float) -> Path | None:
+        return None if self._folder is None else self._folder / f"{self._prefix}-{regularization:g}.npz"
 
     def _make(self, regularization: float) -> Sketch:
         prepared = self._prepared

@@ -7,7 +7,8 @@ import pytest
 import scipy.sparse as sp
 
 import hse_dist.baselines.factors as factors
-from hse_dist.baselines.closed_forms import strongest_of_all, strongest_of_item
+import hse_dist.sparsity.start.hse as start
+from hse_dist.baselines.closed_forms import first_guess, strongest_of_all, strongest_of_item
 from hse_dist.baselines.factors import Factors
 from hse_dist.baselines.registry import evaluate_baseline
 from hse_dist.errors import ConfigError, DataError
@@ -50,6 +51,15 @@ def test_models_are_those_of_slow_references(folder, most: int) -> None:
     # the first rows of a lower triangle are short, and items that share no user with others have nothing else
     assert 120 * most < result["live_entries"] == np.count_nonzero(rows) <= most * 130 - most * (most - 1) // 2
     assert result["bytes_per_item"] == 8 * result["live_entries"] / 130
+
+
+def test_the_factor_is_that_of_our_own_start(folder) -> None:
+    x = folder.matrix("train")
+    expected, gains, multiple = start.factorize(x, LAMBDA)
+    model = factors.fit_ease(x, LAMBDA, np.float64)
+    np.testing.assert_allclose(-model.scale, gains)
+    assert multiple == 2
+    np.testing.assert_allclose(np.tril(factors.factorize(model)), expected, atol=1e-12)
 
 
 def test_weights_kept_globally_are_the_largest_of_all(folder) -> None:
@@ -98,6 +108,7 @@ def test_baselines_and_budgets_share_a_factorization(folder, tmp_path, monkeypat
 
     first = run(Factors(folder, folder=tmp_path))
     assert len(fitted) == len(set(fitted)) == len(list(tmp_path.iterdir())) < 12
+    assert Factors(folder, folder=tmp_path).known() == sorted(fitted)
     fitted.clear()
     assert run(Factors(folder, folder=tmp_path)) == first and fitted == []
     # other data do not take it for theirs
@@ -115,6 +126,11 @@ def test_a_matrix_that_is_not_positive_definite_is_tried_with_a_larger_diagonal(
     off = ~np.eye(4, dtype=bool)
     np.testing.assert_allclose(product[off], -p[off], atol=1e-12)
     assert product[0, 0] == pytest.approx(3 * p[0, 0])
+
+
+def test_the_climb_begins_near_the_mean_count() -> None:
+    means = {59.5: 200.0, 12.0: 20.0, 25.0: 50.0, 0.0: 1.0, 1e6: 5000.0}
+    assert {mean: first_guess(np.full(7, mean)) for mean in means} == means
 
 
 def test_what_cannot_be_sized_or_chosen_is_refused(folder, monkeypatch) -> None:

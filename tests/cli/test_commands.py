@@ -70,3 +70,24 @@ def test_benchmark_refuses_a_folder_that_cannot_be_before_it_measures(tmp_path, 
     assert main(["benchmark", "step", "--folder", str(tmp_path / "file")]) == 2
     shown = capfd.readouterr()
     assert shown.out == "" and "--folder" in shown.err and "Traceback" not in shown.err
+
+
+def test_a_baseline_leaves_its_metrics_beside_those_of_the_run(tmp_path, capfd):
+    log, settings = tmp_path / "log.csv", tmp_path / "run.toml"
+    generator = np.random.default_rng(0)
+    users = [f"{user},{item}" for user in range(60) for item in np.unique(generator.zipf(1.6, 25) % 30)]
+    log.write_text("user_id,item_id\n" + "\n".join(users) + "\n")
+    settings.write_text(
+        f'[run]\nfolder = "{tmp_path}/run"\n[data]\nsource = "{log}"\nfolder = "{tmp_path}/data"\n'
+        "[data.split]\nvalid = 0.2\ntest = 0.2\n[cluster]\nworkers = 0\n"
+    )
+    assert main(["prepare", str(settings)]) == 0
+    for words, stem in [(["ease"], "test-ease"), (["hse", "--bytes", "40"], "test-hse-40")]:
+        capfd.readouterr()
+        assert main(["evaluate", str(settings), "--baseline", *words]) == 0
+        answer = json.loads(capfd.readouterr().out)
+        assert answer["baseline"] == words[0] and (tmp_path / "run" / "evaluation" / f"{stem}-users.parquet").exists()
+        assert json.loads((tmp_path / "run" / "evaluation" / f"{stem}.json").read_text()) == answer
+    assert answer["bytes_per_item"] <= 40
+    assert main(["evaluate", str(settings), "--baseline", "hse"]) == 2
+    assert "needs a budget of bytes" in capfd.readouterr().err
