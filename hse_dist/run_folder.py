@@ -112,8 +112,8 @@ class RunFolder:
             raise RunFolderError(
                 f"There is no run in {self.path}.", cause="Train first.", setting="run.folder", value=str(self.path)
             )
-        there = _flat(read_json(self.settings, "run's configuration"))
-        here = _flat(json.loads(dump_config(self.config)))
+        there = flat(read_json(self.settings, "run's configuration"))
+        here = flat(json.loads(dump_config(self.config)))
         differ = [
             f"{key} = {here.get(key)!r} here, {there.get(key)!r} there"
             for key in sorted(there.keys() | here.keys())
@@ -134,11 +134,12 @@ class RunFolder:
             raise RunFolderError(f"The run folder {self.path} cannot be written: {error}.") from None
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, its keys dotted paths."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            found[f"{prefix}{key}"] = value
+    return found

@@ -28,9 +28,9 @@ def export(config: Config) -> Any:
 
 
 def ease(config: Config) -> Any:
-    from hse_dist.cli.commands import _evaluate_ease as run
+    from hse_dist.cli.commands import _evaluate_baseline as run
 
-    return run(config, "test")
+    return run(config, "test", "ease", None)
 
 
 @pytest.fixture

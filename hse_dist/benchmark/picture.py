@@ -1,6 +1,6 @@
 """A `Chart` as a PNG file.
 
-In: a chart. Out: a file, whole or not there. Matplotlib is imported here and nowhere else, and draws without a screen.
+In: a chart. Out: a file, whole or not there. Matplotlib is imported here and in `panels`, and draws without a screen.
 """
 
 from __future__ import annotations

@@ -49,6 +49,38 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A line of a panel.
+
+    Attributes:
+        points: (x, y, lowest y, highest y) by rising x; the last two stand as a bar where they differ.
+        level: one point far off the other curves' x: drawn as a level across the panel, with its x in words.
+        strong: drawn thick, above all others. broken: drawn with a broken line.
+    """
+
+    name: str
+    points: list[tuple[float, float, float, float]]
+    level: bool = False
+    strong: bool = False
+    broken: bool = False
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A picture of several panels with one legend; a name has one colour in all of them.
+
+    Attributes:
+        ticks: the numbers on the x axis, which is logarithmic.
+    """
+
+    title: str
+    y_label: str
+    x_label: str
+    panels: dict[str, list[Curve]]
+    ticks: list[float]
+
+
+@dataclass(frozen=True)
 class Report:
     """What one benchmark found.
 
@@ -58,6 +90,8 @@ class Report:
         rows: the table: all with the same keys in the same order; a value is a text, a number or a `spread`.
         shape: what was measured: sizes, ranks, threads, device.
         notes: targets that were missed and why, what is an estimate, what was oversubscribed.
+        tables: further tables, each shown under its key in the JSON object.
+        records: single measurements by the key they have in the JSON object; not shown.
     """
 
     kind: str
@@ -65,7 +99,9 @@ class Report:
     rows: list[dict[str, Any]]
     shape: dict[str, Any]
     notes: list[str] = field(default_factory=list)
-    chart: Chart | None = None
+    chart: Chart | Panels | None = None
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    records: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -83,22 +119,34 @@ def finish(report: Report, folder: Path | None) -> dict[str, Any]:
         "kind": report.kind,
         **report.figures,
         "table": report.rows,
+        **report.tables,
+        **report.records,
         "shape": report.shape,
         "notes": report.notes,
         **machine(str(report.shape.get("device", "cpu"))),
     }
-    if report.rows:
-        show_table(f"benchmark {report.kind}", list(report.rows[0]), [_texts(row) for row in report.rows])
+    for name, rows in {f"benchmark {report.kind}": report.rows, **report.tables}.items():
+        if rows:
+            show_table(name.replace("_", " "), list(rows[0]), [_texts(row) for row in rows])
     for note in report.notes:
         print(f"- {note}", file=sys.stderr)
     if folder is not None:
         with _writing(folder):
             write_json(folder / f"{report.kind}.json", result)
             if report.chart is not None:
-                from hse_dist.benchmark.picture import draw
-
-                draw(report.chart, folder / f"{report.kind}.png")
+                _draw(report.chart, folder / f"{report.kind}.png")
     return result
+
+
+def _draw(chart: Chart | Panels, path: Path) -> None:
+    if isinstance(chart, Panels):
+        from hse_dist.benchmark.panels import draw_panels
+
+        draw_panels(chart, path)
+    else:
+        from hse_dist.benchmark.picture import draw
+
+        draw(chart, path)
 
 
 def open_folder(path: str | Path) -> Path:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from hse_dist.benchmark.report import Report
@@ -17,14 +18,24 @@ if TYPE_CHECKING:
 FOLDER = "runs/benchmark"
 
 
+RESUMING = ("quality",)
+"""Kinds that take the folder itself, as they go on from what they kept in it."""
+
+
 @dataclass(frozen=True)
 class Option:
-    """`--name N`: a positive whole number, or one of `choices`."""
+    """`--name VALUE`: one of `choices` where there are some; else as `kind` says.
+
+    Attributes:
+        kind: a whole number from `least`; a text; several of either, with commas between; or a flag without a value.
+    """
 
     name: str
-    default: int | str | None
+    default: int | str | bool | tuple[int, ...] | tuple[str, ...] | None
     meaning: str
     choices: tuple[str, ...] = ()
+    kind: Literal["number", "text", "numbers", "texts", "flag"] = "number"
+    least: int = 1
 
 
 BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
@@ -142,15 +153,31 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("threads", None, "threads of arithmetic (default: all cores)"),
         ),
     ),
+    "quality": (
+        "nDCG@100 against bytes an item, of our rows and of every baseline; goes on from what is there",
+        (
+            Option("data", ("ml-100k",), "names of configurations", kind="texts"),
+            Option("methods", None, "ours, its variants and baselines (default: all)", kind="texts"),
+            Option("bytes", (64, 128, 256, 512, 1024), "budgets, bytes an item", kind="numbers"),
+            Option("seeds", None, "of split and run (default: 0, and 1 and 2 of small data)", kind="numbers", least=0),
+            Option("hours", None, "after which no cell is begun, added to --minutes (default: no limit)"),
+            Option("minutes", None, "after which no cell is begun (default: no limit)"),
+            Option("cell_minutes", None, "after which a cell is ended, as a failure (default: no limit)"),
+            Option("retry", False, "try again what failed", kind="flag"),
+            Option("show", False, "measure nothing, show what is there", kind="flag"),
+            Option("configs", "configs", "folder of the configurations, NAME.toml", kind="text"),
+        ),
+    ),
 }
 
 
-def measure(kind: str, options: dict[str, Any]) -> Report:
-    """Run one benchmark.
+def measure(kind: str, options: dict[str, Any], folder: Path) -> Report:
+    """Run one benchmark; `folder` is for those that keep their work.
 
     Raises:
         HseError: of the benchmark.
     """
     function = getattr(import_module(f"hse_dist.benchmark.{kind}"), f"benchmark_{kind}")
-    report: Report = function(**options)
+    more = {"folder": folder} if kind in RESUMING else {}
+    report: Report = function(**options, **more)
     return report

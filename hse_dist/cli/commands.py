@@ -112,7 +112,7 @@ def benchmark(words: Namespace) -> Result:
 
     options = {key: value for key, value in vars(words).items() if key not in ("job", "kind", "folder")}
     folder = open_folder(words.folder)
-    return finish(measure(words.kind, options), folder)
+    return finish(measure(words.kind, options, folder), folder)
 
 
 def demo(words: Namespace) -> Result:

@@ -7,10 +7,11 @@ ends the program with argparse's own message and exit code 2.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from hse_dist.cli.benchmarks import BENCHMARKS, FOLDER
+from hse_dist.cli.benchmarks import BENCHMARKS, FOLDER, Option
 
 if TYPE_CHECKING:
     Jobs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _add(jobs, "evaluate", "rank the whole catalogue for held-out users")
     evaluate.add_argument("--split", choices=("test", "valid"), default="test", help="held-out users (default: test)")
     evaluate.add_argument("--baseline", choices=BASELINES, help="another model of the same histories, not the run")
-    evaluate.add_argument("--bytes", type=_positive, metavar="N", help="what a baseline may take an item, where sized")
+    evaluate.add_argument("--bytes", type=_number, metavar="N", help="what a baseline may take an item, where sized")
     _add(jobs, "export", "write the item matrix of the best checkpoint as CSR and as Parquet")
     _add_compare(jobs)
     _add_recommend(jobs)
@@ -101,7 +102,7 @@ def _add_recommend(jobs: Jobs) -> None:
     histories.add_argument("--items", metavar="ID,ID,…", help="the item ids of one history")
     histories.add_argument("--histories", metavar="FILE.parquet", help="a user a row, with the list of its item ids")
     job.add_argument("--output", metavar="FILE.parquet", help="where the answers to --histories go")
-    job.add_argument("-k", type=_positive, default=10, help="recommendations a history (default: 10)")
+    job.add_argument("-k", type=_number, default=10, help="recommendations a history (default: 10)")
 
 
 def _add_benchmark(jobs: Jobs) -> None:
@@ -111,14 +112,30 @@ def _add_benchmark(jobs: Jobs) -> None:
     for kind, (text, options) in BENCHMARKS.items():
         words = kinds.add_parser(kind, help=text, description=text, allow_abbrev=False)
         for option in options:
-            text = option.meaning if option.default is None else f"{option.meaning} (default: {option.default})"
-            name = "--" + option.name.replace("_", "-")
-            if option.choices:
-                words.add_argument(name, choices=option.choices, default=option.default, help=text)
-            else:
-                words.add_argument(name, type=_positive, default=option.default, metavar="N", help=text)
+            _add_option(words, option)
         text = f"where KIND.json and the picture KIND.png go (default: {FOLDER})"
         words.add_argument("--folder", default=FOLDER, metavar="FOLDER", help=text)
+
+
+def _add_option(words: argparse.ArgumentParser, option: Option) -> None:
+    name, default = "--" + option.name.replace("_", "-"), option.default
+    if option.kind == "flag":
+        words.add_argument(name, action="store_true", help=option.meaning)
+        return
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    text = option.meaning if default is None else f"{option.meaning} (default: {shown})"
+    if option.choices:
+        words.add_argument(name, choices=option.choices, default=default, help=text)
+        return
+    number = partial(_number, least=option.least)
+    kinds: dict[str, tuple[Callable[[str], Any], str]] = {
+        "number": (number, "N"),
+        "text": (str, "TEXT"),
+        "numbers": (partial(_several, number), "N,N,…"),
+        "texts": (partial(_several, str), "NAME,NAME,…"),
+    }
+    take, metavar = kinds[option.kind]
+    words.add_argument(name, type=take, default=default, metavar=metavar, help=text)
 
 
 def _add_demo(jobs: Jobs) -> None:
@@ -127,7 +144,16 @@ def _add_demo(jobs: Jobs) -> None:
     job.add_argument("--folder", default="runs/demo", help="where everything goes (default: runs/demo)")
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+def _number(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        what = "a positive whole number" if least == 1 else f"a whole number from {least} up"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return int(text)
+
+
+def _several(take: Callable[[str], Any], text: str) -> tuple[Any, ...]:
+    """Parts with commas between; each once, in their order."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty part")
+    return tuple(dict.fromkeys(take(part) for part in parts))

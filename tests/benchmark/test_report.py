@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from hse_dist.benchmark.report import Chart, Report, as_text, finish, open_folder, spread
+from hse_dist.benchmark.report import Chart, Curve, Panels, Report, as_text, finish, open_folder, spread
 from hse_dist.errors import UserError
 
 
@@ -78,6 +78,30 @@ def test_pictures_of_every_kind(chart, tmp_path):
     finish(report(chart=chart), tmp_path)
     head = (tmp_path / "wire.png").read_bytes()[:24]
     assert head.startswith(b"\x89PNG") and struct.unpack(">II", head[16:]) == (1200, 720)
+
+
+def test_further_tables_are_shown_and_records_are_not(capsys):
+    more = {"tables": {"bytes_needed": [{"method": "hse", "bytes": 128}], "none": []}}
+    result = finish(report(**more, records={"cells": [{"seed": 17}]}), None)
+    assert result["bytes_needed"] == [{"method": "hse", "bytes": 128}] and result["none"] == []
+    assert result["cells"] == [{"seed": 17}]
+    shown = capsys.readouterr().err
+    assert "bytes needed" in shown and "128" in shown and "17" not in shown
+
+
+def test_panels_draw_what_can_be_compared(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    texts = []
+    original = Axes.text
+    monkeypatch.setattr(Axes, "text", lambda *words, **more: texts.append(words[3]) or original(*words, **more))
+    good = Curve("ours", [(64.0, 0.40, 0.38, 0.42), (128.0, 0.5, 0.5, 0.5)], strong=True)
+    level = Curve("full", [(6728.0, 0.52, 0.52, 0.52)], level=True)
+    poor = Curve("popular", [(4.0, 0.1, 0.1, 0.1)], level=True)
+    panels = {"a": [good, level, poor], "b": [good], "c": [poor]}
+    finish(report(chart=Panels("t", "nDCG", "bytes", panels, [64.0, 128.0])), tmp_path)
+    assert (tmp_path / "wire.png").read_bytes().startswith(b"\x89PNG")
+    assert texts == ["full, 6 728 bytes", "below the picture: popular 0.100", "popular, 4 bytes"]
 
 
 def test_folder_that_cannot_be_is_the_users_mistake(tmp_path):

@@ -49,7 +49,7 @@ def test_recommend_from_a_folder_that_is_no_export_is_the_users_mistake(tmp_path
 def test_benchmark_prints_its_figures_and_leaves_a_file_and_a_picture(tmp_path, capfd, monkeypatch):
     asked = {}
 
-    def measure(kind, options):
+    def measure(kind, options, folder):
         asked.update(kind=kind, **options)
         chart = Chart("title", "milliseconds", "", {"packed": [1.0]}, ["here"], "bars")
         return Report("step", {"speedup": 2.5}, [{"table": "packed"}], {"rows": 7}, ["missed"], chart)
@@ -65,7 +65,7 @@ def test_benchmark_prints_its_figures_and_leaves_a_file_and_a_picture(tmp_path, 
 
 
 def test_benchmark_refuses_a_folder_that_cannot_be_before_it_measures(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(benchmarks, "measure", lambda kind, options: pytest.fail("it measured"))
+    monkeypatch.setattr(benchmarks, "measure", lambda *words: pytest.fail("it measured"))
     (tmp_path / "file").write_text("")
     assert main(["benchmark", "step", "--folder", str(tmp_path / "file")]) == 2
     shown = capfd.readouterr()

@@ -7,7 +7,7 @@ from importlib import import_module
 
 import pytest
 
-from hse_dist.cli.benchmarks import BENCHMARKS
+from hse_dist.cli.benchmarks import BENCHMARKS, RESUMING
 from hse_dist.cli.parser import parse
 
 
@@ -50,6 +50,9 @@ def test_overrides_may_stand_anywhere(line):
         ("benchmark step --rows many", "'many' is not a positive whole number"),
         ("benchmark", "required: KIND"),
         ("benchmark fly", "invalid choice: 'fly'"),
+        ("benchmark quality --data a,,b", "'a,,b' has an empty part"),
+        ("benchmark quality --bytes 64,0", "'0' is not a positive whole number"),
+        ("benchmark quality --seeds 0,-1", "'-1' is not a whole number from 0 up"),
         ("benchmark step --device tpu", "invalid choice: 'tpu'"),
     ],
 )
@@ -66,4 +69,12 @@ def test_options_of_a_benchmark_are_its_arguments(kind):
     words = vars(parse(["benchmark", kind]))
     assert (words.pop("job"), words.pop("kind"), words.pop("folder")) == ("benchmark", kind, "runs/benchmark")
     function = getattr(import_module(f"hse_dist.benchmark.{kind}"), f"benchmark_{kind}")
-    assert words == {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    if kind in RESUMING:
+        assert str(defaults.pop("folder")) == "runs/benchmark"
+    assert words == defaults
+
+
+def test_lists_and_flags_of_a_benchmark():
+    words = parse(["benchmark", "quality", "--data", "a, b,a", "--seeds", "0", "--retry"])
+    assert (words.data, words.seeds, words.retry, words.show) == (("a", "b"), (0,), True, False)

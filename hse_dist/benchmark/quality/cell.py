@@ -1,0 +1,75 @@
+"""One cell of the matrix, from prepared data to metrics.
+
+In: a cell. Out: what became of it, JSON-able: metrics, bytes and seconds, or the error. The metrics of each user lie in
+a file beside. Packed rows go the way of the jobs `train` and `evaluate`, in this process and without Ray; baselines go
+through their registry, and share factorizations by a folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hse_dist.benchmark.quality.store import DONE, FAILED, Cell, Store
+from hse_dist.errors import HseError
+
+KEPT = ("ndcg@100", "recall@20", "recall@50", "coverage", "users", "thirds", "bytes_per_item", "live_entries",
+        "slots_per_live")  # fmt: skip
+"""What every result has."""
+BASELINE, TRAINING = ("chosen", "validation"), ("start_valid", "best_valid", "best_step", "steps")
+"""What results of one side have beside that: how the method was chosen, and what training added."""
+
+
+def compute(folder: Path, cell: Cell) -> dict[str, Any]:
+    """What became of the cell: `state`, `seconds`, and `result`, or `error` with `traceback` where it is a bug."""
+    began = time.perf_counter()
+    try:
+        result = _ours(Store(folder), cell) if cell.config is not None else _baseline(Store(folder), cell)
+    except HseError as error:
+        return {"state": FAILED, "error": str(error), "seconds": time.perf_counter() - began}
+    except Exception as error:
+        what = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        return {"state": FAILED, **what, "seconds": time.perf_counter() - began}
+    return {"state": DONE, "result": result, "seconds": time.perf_counter() - began}
+
+
+def _ours(store: Store, cell: Cell) -> dict[str, Any]:
+    from hse_dist.evaluate.driver import evaluate
+    from hse_dist.train.driver import train
+
+    assert cell.config is not None
+    folder = store.run(cell)
+    config = cell.config.model_copy(update={"run": cell.config.run.model_copy(update={"folder": str(folder)})})
+    try:
+        summary = train(config)
+        metrics = evaluate(config, "test")
+        store.users(cell).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder / "evaluation" / "test-users.parquet", store.users(cell))
+    except Exception:
+        # another try begins anew; only what was interrupted goes on
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder)
+    return {**{key: metrics[key] for key in KEPT}, **{key: summary[key] for key in TRAINING}}
+
+
+def _baseline(store: Store, cell: Cell) -> dict[str, Any]:
+    from hse_dist.baselines.factors import Factors
+    from hse_dist.baselines.registry import evaluate_baseline
+    from hse_dist.data.prepared import Prepared
+    from hse_dist.evaluate.metrics import write_users
+
+    prepared = Prepared(cell.prepared)
+    metrics, users = evaluate_baseline(
+        cell.method,
+        prepared,
+        "test",
+        bytes_per_item=cell.budget,
+        seed=cell.seed,
+        factors=Factors(prepared, folder=store.factors(cell)),
+    )
+    write_users(store.users(cell), users)
+    return {key: metrics[key] for key in (*KEPT, *BASELINE)}
