@@ -19,9 +19,9 @@ import scipy.sparse as sp
 from hse_dist.baselines.fitting import DIMENSION_BYTES, Answer, Model, Request, choose
 from hse_dist.errors import ConfigError
 
-ALPHAS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+ALPHAS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 """The weight of a seen item over that of an unseen one; the climb begins at 5."""
-LAMBDAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+LAMBDAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """The λ that validation chooses from at the best weight; the climb begins at 10."""
 ITERATIONS = 15
 

@@ -15,7 +15,7 @@ dimensions and the same k. Entries start as unit normals, so that a rate moves t
 whatever D is. Of the epochs measured on validation (only those at k entries) the best one is the result.
 
 A step costs items × D² multiplications, twice, whatever its users: on one thread of a CPU 1.4 s for 17 000 items and
-D = 1 024, some hundredths of a second for D = 64. So citeulike-a takes half a minute for `dense` and some four
+D = 1 024, some hundredths of a second for D = 64. So citeulike-a takes half a minute for `dense` and some five
 for `gradual-topk`; Gowalla (41 000 items, 27 steps an epoch) is reckoned at half an hour for the latter.
 """
 
