@@ -26,7 +26,7 @@ from hse_dist.errors import DataError, RunFolderError
 from hse_dist.files import read_json, replace_folder, write_json
 from hse_dist.ranks import Ranks
 
-FORMAT = 2
+FORMAT = 3
 FACTS = "facts.json"
 
 

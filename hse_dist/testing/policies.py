@@ -39,7 +39,8 @@ def cases() -> list[Case]:
     found = [(section, kind, "usual") for section, kind in kinds]
     found += [(section, kind, "by row") for section, kind in kinds if section != "budget"]
     found += [(section, kind, "nothing can grow") for section, kind in kinds if (section, kind) != ("grow", "random")]
-    return [*found, ("drop", "magnitude", "popular"), ("drop", "movement", "popular")]
+    more = [("drop", "magnitude", "popular"), ("drop", "movement", "popular"), ("grow", "momentum", "from memory")]
+    return [*found, *more]
 
 
 def config_of(case: Case) -> Config:
@@ -58,17 +59,18 @@ def config_of(case: Case) -> Config:
 
 def rewires(ranks: Ranks, chosen: list[Case]) -> dict[Case, dict[str, Any]]:
     """For each case this rank's rows before and after each rewire, and the journal. A collective call."""
-    return {case: _rewires(ranks, case) for case in chosen}
-
-
-def _rewires(ranks: Ranks, case: Case) -> dict[str, Any]:
-    config = config_of(case)
     table = CONTENT.table(ranks, "row_wise", TrainSettings(), with_gains=True)
+    return {case: _rewires(ranks, case, table) for case in chosen}
+
+
+def _rewires(ranks: Ranks, case: Case, table: PackedTable) -> dict[str, Any]:
+    config = config_of(case)
+    table.put_back(CONTENT.owned(*table.row_ranges[ranks.rank]))
     transport = GroupTransport(ranks, lambda: SparsityServer(config.sparsity, 10, ranks.size))
     trainer = Trainer(config, table, transport, ranks, 10, counts=COUNTS)
     history = []
     for step in range(1, REWIRES + 1):
-        _see(trainer, ranks, step, nothing=case[2] == "nothing can grow")
+        _see(trainer, ranks, step, nothing=case[2] == "nothing can grow" or (case[2] == "from memory" and step > 1))
         before = table.owned()
         trainer.rewire(step)
         history.append((before, table.owned()))
@@ -142,7 +144,7 @@ def check(case: Case, step: int, before: OwnedRows, after: OwnedRows, entry: dic
     if settings.drop.by_gradient:
         kept = np.isin(rows[was] * DIMS + before.columns[was], positions)
         assert kept[np.isin(rows[was], UNSEEN)].all(), "an entry without a score was dropped"
-    if case[2] == "nothing can grow" and not (settings.grow.kind == "momentum" and step):
+    if case[2] == "nothing can grow":
         assert np.array_equal(before.columns, after.columns) and np.array_equal(before.values, after.values)
         assert entry["grown"] == 0 and entry["note"].startswith("nothing grew: there was no candidate")
     else:

@@ -12,15 +12,20 @@ from hse_dist.testing.policies import REWIRES, Case, cases, check, rewires, whol
 from hse_dist.testing.ranks import run_ranks
 
 CASES = cases()
-NAMES = [" ".join(case) for case in CASES]
+# where rows decide for themselves, or all comes back, ranks have little to agree on: one such case stands for all
+ON_MANY = [case for case in CASES if case[2] not in ("by row", "nothing can grow") or case[1] == "soft_threshold"]
+
+
+def name(case: Case) -> str:
+    return " ".join(case)
 
 
 @cache
 def run(ranks: int) -> list[dict[Case, dict[str, Any]]]:
-    return run_ranks(rewires, ranks, CASES)
+    return run_ranks(rewires, ranks, CASES if ranks == 1 else ON_MANY)
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
+@pytest.mark.parametrize("case", CASES, ids=name)
 def test_a_rewire_keeps_its_promises(case: Case) -> None:
     journal = run(1)[0][case]["server"]["journal"]
     assert [entry["version"] for entry in journal] == [1, 2]
@@ -30,7 +35,7 @@ def test_a_rewire_keeps_its_promises(case: Case) -> None:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
+@pytest.mark.parametrize("case", ON_MANY, ids=name)
 def test_decisions_are_the_same_on_any_number_of_ranks(case: Case, ranks: int) -> None:
     for step in range(REWIRES):
         one, many = whole(run(1), case, step, 1), whole(run(ranks), case, step, 1)

@@ -155,6 +155,16 @@ INTERRUPTIONS = {
     "after a rewire": (13, 12, {"train__checkpoint_every": 4, "train__log_every": 5}),
     "before the first checkpoint": (3, 0, {"train__checkpoint_every": 7}),
     "with free rows": (23, 20, {"train__checkpoint_every": 5, **CASES["free, local inverse"]}),
+    "with a memory": (
+        23,
+        22,
+        {
+            "train__checkpoint_every": 11,
+            "sparsity__grow__kind": "momentum",
+            "sparsity__drop__kind": "movement",
+            "sparsity__drop__popularity_power": 0.5,
+        },
+    ),
     "with random growth": (23, 20, {"train__checkpoint_every": 5, "sparsity__grow__kind": "random"}),
 }
 
