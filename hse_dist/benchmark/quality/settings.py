@@ -26,6 +26,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     OURS_NAME: (),
     "ours-start": ("train.epochs=0",),
     "ours-row": ("sparsity.budget.kind=row",),
+    "ours-popularity": ("sparsity.budget.kind=popularity",),
 }
 """Methods of this project: each differs from `ours` by the overrides here."""
 
