@@ -1,9 +1,9 @@
 """One rewire: drop, grow, restore.
 
 In: the rows that this rank owns, growth candidates of these rows, and the server. Out: the same rows with other live
-entries, as many on all ranks together as before. Pure but for the conversation with the server. What is as long as the
-table is the keys of its slots (`slots.py`), which each part of the rewire narrows down; ties go by the canonical order
-(row, then column).
+entries, as many on all ranks together as the schedule says. Pure but for the conversation with the server. What is as
+long as the table is the keys of its slots (`slots.py`), which each part of the rewire narrows down; ties go by the
+canonical order (row, then column).
 
 Equal tables and an equal multiset of gradients give bit-equal tables, whatever the number of ranks.
 """
@@ -70,9 +70,13 @@ def rewire(
     with _told(transport, version + 1):
         competing = keys.narrow(lambda block: _protect(block, floor))
     live = keys.live
-    plan = transport.ask(Open(version + 1, step, owned.first, int(live.sum()), competing))
-    dropped = _drop(keys, plan, transport, settings)
-    room, limit = _room(owned, live, dropped, settings)
+    by_live = np.bincount(live) if settings.budget.kind == "row" else None
+    plan = transport.ask(Open(version + 1, step, owned.first, int(live.sum()), competing, by_live))
+    then = live if plan.rows is None else plan.rows.of(live)
+    dropped = _drop(keys, then, plan, transport, settings)
+    room, limit = _room(owned, live, then, dropped, settings)
+    if candidates is None and settings.grow.kind == "none":
+        candidates = Candidates(*random_positions(live[:0], live[:0], owned.dims, seed, plan.version))
     if candidates is None:
         rows, wanted = np.arange(owned.first, owned.last), np.minimum(room, settings.grow.explore)
         candidates = Candidates(*random_positions(rows, wanted, owned.dims, seed, plan.version))
@@ -109,11 +113,15 @@ def _protect(block: Block, floor: int) -> None:
     keep_strongest(block.rows.offsets, block.keys, block.rows.columns, limits, largest=True, others=True)
 
 
-def _drop(keys: SlotKeys, plan: Plan, transport: Transport, settings: SparsitySettings) -> Ints:
-    """Leave the keys of what is dropped; how many entries each row loses, int64 [rows]."""
+def _drop(keys: SlotKeys, then: Ints, plan: Plan, transport: Transport, settings: SparsitySettings) -> Ints:
+    """Leave the keys of what is dropped; how many entries each row loses, int64 [rows].
+
+    Args:
+        then: live entries of each row afterwards, where rows keep their own number.
+    """
     if settings.budget.kind == "global":
         return keys.take(select(transport, plan.version, "drop", keys.parts), largest=False)
-    quota = row_drops(keys.live, plan.fraction, settings.budget.floor)
+    quota = keys.live - then + row_drops(then, plan.fraction, settings.budget.floor)
     keys.narrow(lambda block: _strongest(block, quota, largest=False))
     return quota
 
@@ -123,13 +131,13 @@ def _strongest(block: Block, limits: Ints, *, largest: bool) -> None:
     keep_strongest(rows.offsets, block.keys, rows.columns, limits[block.first : block.last], largest=largest)
 
 
-def _room(owned: OwnedRows, live: Ints, dropped: Ints, settings: SparsitySettings) -> tuple[Ints, Ints]:
+def _room(owned: OwnedRows, live: Ints, then: Ints, dropped: Ints, settings: SparsitySettings) -> tuple[Ints, Ints]:
     """How many entries each row may take up after the drop, int64 [rows]: by growth, and by growth and return.
 
     A row above the ceiling (of an earlier configuration) may go back to where it was, but does not grow.
     """
     if settings.budget.kind == "row":
-        return dropped, dropped
+        return then - live + dropped, then - live + dropped
     ceiling = np.minimum(np.diff(owned.offsets), settings.budget.ceiling)
     left = live - dropped
     return np.maximum(ceiling - left, 0), np.maximum(ceiling, live) - left

@@ -4,21 +4,24 @@ In: one message of every rank, in rank order. Out: one reply for all of them, or
 counts: payloads are kilobytes whatever the tables' size. It is pure: no Ray, no clock, no files; the Ray actor
 (`actor.py`) and the process group (`client.py`) are two ways to bring messages here.
 
-The live count is exact: with a global budget, as many entries grow as were dropped, and where fewer can grow, the
-strongest dropped ones are restored.
+The live count is exact, that of the schedule: where it falls, more entries are dropped than grow; else as many grow as
+were dropped; and where fewer can grow, the strongest dropped ones are restored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from hse_dist.config import SparsitySettings
 from hse_dist.errors import ProtocolError
-from hse_dist.sparsity.messages import Close, Closed, Failed, Histogram, Message, Open, Plan, Purpose
-from hse_dist.sparsity.schedule import drop_fraction
+from hse_dist.sparsity.budget import RowNumbers, divide, row_numbers
+from hse_dist.sparsity.messages import Close, Closed, Event, Failed, Histogram, Message, Open, Plan, Purpose
+from hse_dist.sparsity.schedule import LiveCounts, drop_fraction, falls_at, live_after, moves_at
 from hse_dist.sparsity.selection import Counts, Query, RadixSelection, Selection
 
 LARGEST: dict[Purpose, bool] = {"drop": False, "grow": True, "restore": True}
@@ -40,7 +43,7 @@ class SparsityServer:
         self.journal: list[dict[str, Any]] = []
         self._order: list[int] = []
         self._live = 0
-        self._plan = Plan(0, 0, 0.0)
+        self._plan = Plan(0, 0, 0, 0.0)
         self._selection: RadixSelection | None = None
         self._cut: RadixSelection | None = None
         self._purpose: Purpose | None = None
@@ -68,23 +71,59 @@ class SparsityServer:
             )
         first = messages[0]
         if isinstance(first, Open):
-            return [self._open(messages)] * self.ranks  # type: ignore[arg-type]
+            return self._open(messages)  # type: ignore[arg-type]
+        if isinstance(first, Event):
+            return [self._record(messages)] * self.ranks  # type: ignore[arg-type]
         if isinstance(first, Histogram):
             return self._histogram(messages)  # type: ignore[arg-type]
         return [self._close(messages)] * self.ranks  # type: ignore[arg-type]
 
-    def _open(self, messages: Sequence[Open]) -> Plan:
-        steps = {message.step for message in messages}
-        if len(steps) != 1:
-            raise ProtocolError(f"Ranks want to rewire at different steps: {sorted(steps)}.")
+    def _open(self, messages: Sequence[Open]) -> list[Plan]:
+        given = {message.step for message in messages}
+        if len(given) != 1:
+            raise ProtocolError(f"Ranks want to rewire at different steps: {sorted(given)}.")
+        (step,) = given
         # canonical order: by first row; a rank without rows may stand anywhere
         self._order = sorted(range(self.ranks), key=lambda rank: (messages[rank].first_row, rank))
-        self._live = sum(message.live for message in messages)
-        fraction = drop_fraction(self.settings.schedule, messages[0].step, self.steps)
+        before = sum(message.live for message in messages)
+        self._live = self._scheduled(before, step)
+        schedule, steps = self.settings.schedule, self.steps
+        only_falls = falls_at(schedule, step, steps) and not moves_at(self.settings, step, steps)
+        fraction = 0.0 if only_falls else drop_fraction(schedule, step, steps)
         droppable = sum(message.droppable for message in messages)
-        self._plan = Plan(self.version + 1, min(int(fraction * self._live), droppable), fraction)
+        fewer = before - self._live
+        drop = min(fewer + int(fraction * self._live), droppable)
+        self._plan = Plan(self.version + 1, drop, drop - fewer, fraction)
         self._selection, self._purpose, self._results = None, None, {}
-        return self._plan
+        rows = self._rows(messages) if fewer and self.settings.budget.kind == "row" else [None] * self.ranks
+        return [replace(self._plan, rows=own) for own in rows]
+
+    def _scheduled(self, live: int, step: int) -> int:
+        """How many of the `live` entries the schedule leaves after the rewire of `step`."""
+        counts = self.live_counts
+        return live if counts is None else min(live, live_after(self.settings.schedule, counts, step, self.steps))
+
+    @property
+    def live_counts(self) -> LiveCounts | None:
+        """Where the number of live entries begins and ends, as the journal says; None where nobody recorded a start."""
+        start = self.journal[0] if self.journal else {}
+        return LiveCounts(start["live"], start["goal"]) if "goal" in start else None
+
+    def _rows(self, messages: Sequence[Open]) -> list[RowNumbers]:
+        """What each rank's rows are cut down to."""
+        given = [np.empty(0, np.int64) if one.rows_by_live is None else one.rows_by_live for one in messages]
+        by_rank = np.array(list(zip_longest(*given, fillvalue=0)), np.int64).reshape(-1, self.ranks).T
+        numbers = row_numbers(by_rank.sum(0), self._live, self.settings.budget.floor)
+        parts = dict(zip(self._order, divide(numbers, by_rank[self._order]), strict=True))
+        return [parts[rank] for rank in range(self.ranks)]
+
+    def _record(self, messages: Sequence[Event]) -> Closed:
+        first = messages[0]
+        if any(message != first for message in messages):
+            raise ProtocolError(f"Ranks disagree on the {first.kind} of step {first.step}.")
+        self.version += 1
+        self.journal.append({"version": self.version, "step": first.step, "kind": first.kind, **first.facts})
+        return Closed(self.version, self.journal[-1])
 
     def _histogram(self, messages: Sequence[Histogram]) -> list[Query | Selection]:
         (purpose,) = {message.purpose for message in messages} if messages else {None}
@@ -104,8 +143,8 @@ class SparsityServer:
         if purpose == "drop":
             return self._plan.drop
         if purpose == "grow":
-            return self._plan.drop
-        return self._plan.drop - self._results["grow"].count
+            return self._plan.grow
+        return self._plan.grow - self._results["grow"].count
 
     def _close(self, messages: Sequence[Close]) -> Closed:
         total = {
@@ -114,7 +153,7 @@ class SparsityServer:
         }
         if total["live"] != self._live:
             raise ProtocolError(
-                f"After rewire {self.version + 1} there are {total['live']} live entries, but {self._live} before."
+                f"After rewire {self.version + 1} there are {total['live']} live entries, not {self._live}."
             )
         self.version += 1
         thresholds = {purpose: selection.threshold for purpose, selection in self._results.items()}
@@ -145,9 +184,10 @@ class SparsityServer:
             raise ProtocolError("Histograms of a start came before its selection was begun.")
         return self._cut.feed(histograms)
 
-    def record_start(self, kind: str, live: int) -> None:
+    def record_start(self, kind: str, counts: LiveCounts) -> None:
         """Open the journal with the start, version 0."""
-        self.journal = [{"version": 0, "step": 0, "start": kind, "budget": self.settings.budget.kind, "live": live}]
+        budget, live = self.settings.budget.kind, {"live": counts.start, "goal": counts.goal}
+        self.journal = [{"version": 0, "step": 0, "start": kind, "budget": budget, **live}]
 
     def state_dict(self) -> dict[str, Any]:
         """Version and journal, as JSON can hold them; valid between rewires."""

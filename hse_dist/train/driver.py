@@ -19,6 +19,7 @@ from hse_dist.data.prepare import is_prepared, prepare
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import RunFolderError
 from hse_dist.run_folder import RunFolder
+from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import make_start
 from hse_dist.sparsity.start.cut import NewSelection
@@ -85,5 +86,5 @@ def _make_start(config: Config, folder: RunFolder, actor: Any) -> dict[str, Any]
         new_selection = partial(RemoteCut, actor, float(config.cluster.timeout_seconds))
     start = make_start(config, Prepared(config.data.folder), folder.start, new_selection)
     log.info("The start %s is there after %.1f s", config.sparsity.start, time.perf_counter() - began)
-    server.record_start(config.sparsity.start, start.live_entries)
+    server.record_start(config.sparsity.start, live_counts(config, start.live_entries, start.rows))
     return server.state_dict()
