@@ -6,7 +6,7 @@ the lower column, so that the result depends on the entries alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,7 +104,7 @@ def row_numbers(rows_by_live: Ints, total: int, floor: int) -> RowNumbers:
     return RowNumbers(base, more)
 
 
-def divide(numbers: RowNumbers, rows_by_live: Sequence[Ints]) -> list[RowNumbers]:
+def divide(numbers: RowNumbers, rows_by_live: Iterable[Ints]) -> list[RowNumbers]:
     """The part of each rank, the ranks in the order of their rows: what goes to the first rows goes to the first ranks.
 
     Args:

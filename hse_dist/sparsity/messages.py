@@ -17,6 +17,7 @@ from hse_dist.errors import HseError
 from hse_dist.sparsity.budget import RowNumbers
 
 Purpose = Literal["drop", "grow", "restore"]
+EventKind = Literal["repack", "remember", "rewind"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Event:
 
     version: int
     step: int
-    kind: Literal["repack", "remember", "rewind"]
+    kind: EventKind
     facts: dict[str, int]
 
 

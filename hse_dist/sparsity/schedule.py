@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from hse_dist.config import FALLING, Config, ScheduleSettings, SparsitySettings
 
@@ -47,6 +48,12 @@ def live_counts(config: Config, start: int, rows: int) -> LiveCounts:
         start: entries that the start has.
     """
     return LiveCounts(start, min(start, config.tables.item.live * rows) if falls(config.sparsity.schedule) else start)
+
+
+def start_counts(journal: list[dict[str, Any]]) -> LiveCounts | None:
+    """What the first line of a journal says of them; None where nobody recorded a start."""
+    start = journal[0] if journal else {}
+    return LiveCounts(start["live"], start["goal"]) if "goal" in start else None
 
 
 def rewires_at(settings: SparsitySettings, step: int, steps: int) -> bool:
@@ -160,3 +167,12 @@ def rate_share(schedule: ScheduleSettings, step: int, steps: int) -> float:
     until = min((cut for cut in cuts(schedule, steps) if cut > done), default=steps)
     begin = rewind_step(schedule, steps) / steps if since else 0.0
     return begin + (1.0 - begin) * (done - since) / (until - since)
+
+
+def repacks(schedule: ScheduleSettings, step: int, steps: int, chunks: int, needed: int) -> bool:
+    """Whether a table whose number of live entries has just fallen goes into the chunks that it needs."""
+    if step >= last_fall(schedule, steps):
+        return chunks > needed
+    if schedule.kind == "gradual" and step // schedule.interval % schedule.repack_every:
+        return False
+    return chunks > needed and chunks >= schedule.repack_ratio * needed

@@ -21,7 +21,7 @@ from hse_dist.config import SparsitySettings
 from hse_dist.errors import ProtocolError
 from hse_dist.sparsity.budget import RowNumbers, divide, row_numbers
 from hse_dist.sparsity.messages import Close, Closed, Event, Failed, Histogram, Message, Open, Plan, Purpose
-from hse_dist.sparsity.schedule import LiveCounts, drop_fraction, falls_at, live_after, moves_at
+from hse_dist.sparsity.schedule import LiveCounts, drop_fraction, falls_at, live_after, moves_at, start_counts
 from hse_dist.sparsity.selection import Counts, Query, RadixSelection, Selection
 
 LARGEST: dict[Purpose, bool] = {"drop": False, "grow": True, "restore": True}
@@ -100,14 +100,8 @@ class SparsityServer:
 
     def _scheduled(self, live: int, step: int) -> int:
         """How many of the `live` entries the schedule leaves after the rewire of `step`."""
-        counts = self.live_counts
+        counts = start_counts(self.journal)
         return live if counts is None else min(live, live_after(self.settings.schedule, counts, step, self.steps))
-
-    @property
-    def live_counts(self) -> LiveCounts | None:
-        """Where the number of live entries begins and ends, as the journal says; None where nobody recorded a start."""
-        start = self.journal[0] if self.journal else {}
-        return LiveCounts(start["live"], start["goal"]) if "goal" in start else None
 
     def _rows(self, messages: Sequence[Open]) -> list[RowNumbers]:
         """What each rank's rows are cut down to."""
