@@ -13,6 +13,7 @@ from hse_dist.sparsity.schedule import (
     falls_at,
     live_after,
     rate_share,
+    repacks,
     rewires_at,
 )
 
@@ -134,6 +135,15 @@ def test_a_lottery_cuts_by_the_same_ratio_and_trains_again_from_the_early_step()
     assert shares[0] == 0.0 and shares[36] == pytest.approx(36 / 37)
     assert shares[37] == shares[55] == pytest.approx(0.1)
     assert shares[-1] == pytest.approx(0.1 + 0.9 * 44 / 45)
+
+
+def test_a_repack_comes_at_its_rewires_where_it_is_worth_it_and_after_the_last_cut():
+    schedule = ScheduleSettings(kind="gradual", repack_every=2, repack_ratio=1.5, **FALLING)
+    assert [step for step in (20, 30, 40, 50, 55) if repacks(schedule, step, STEPS, 150, 100)] == [20, 40, 55]
+    assert [step for step in (40, 55) if repacks(schedule, step, STEPS, 149, 100)] == [55]
+    assert not any(repacks(schedule, step, STEPS, 100, 100) for step in (40, 55))
+    lottery = ScheduleSettings(kind="lottery", repack_every=2, rounds=2, **FALLING)
+    assert repacks(lottery, 37, STEPS, 150, 100)
 
 
 @pytest.mark.parametrize("kind", ["one_shot", "gradual", "lottery"])
