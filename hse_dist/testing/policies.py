@@ -77,7 +77,7 @@ def _rewires(ranks: Ranks, case: Case, table: PackedTable) -> dict[str, Any]:
         _train(table)
         if step == 1:  # another trainer takes up what this one remembers, as after a restart
             trainer, old = Trainer(config, table, transport, ranks, 10, counts=COUNTS), trainer
-            trainer.version = old.version
+            trainer.take_up({**transport.state_dict(), "version": old.version})
             trainer.load_own_state(old.own_state())
     return {"history": history, "server": transport.state_dict()}
 
