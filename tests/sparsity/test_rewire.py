@@ -160,6 +160,7 @@ FALLING = ScheduleSettings(
 FALLS = {
     "global": SparsitySettings(budget=BudgetSettings(floor=2, ceiling=9), schedule=FALLING),
     "row": SparsitySettings(budget=BudgetSettings(kind="row", floor=2), schedule=FALLING),
+    "popularity": SparsitySettings(budget=BudgetSettings(kind="popularity", floor=2), schedule=FALLING),
     "random": SparsitySettings(schedule=FALLING, grow=GrowSettings(kind="random", explore=3)),
     "none": SparsitySettings(schedule=FALLING, grow=GrowSettings(kind="none")),
 }
@@ -173,7 +174,7 @@ FALLS = {
 def test_a_number_that_falls_is_exact_and_does_not_depend_on_the_ranks(case, seed, ties, count, step):
     rng = np.random.default_rng(seed)
     rows, config = make_rows(rng, 8, 20, 4, ties=ties), FALLS[case]
-    growing = case in ("global", "row")
+    growing = case in ("global", "row", "popularity")
     candidates = make_candidates(rng, 8, 20, count, ties=ties) if growing else None
     gains, start = rng.normal(size=8).astype(np.float32), int(rows.live.sum())
     goal = max(start // 2, 16)
@@ -183,17 +184,20 @@ def test_a_number_that_falls_is_exact_and_does_not_depend_on_the_ranks(case, see
     one, server = run(rows, [0, 8], candidates, config, gains, step, goal)
     assert one.live.sum() == expected == server.journal[-1]["live"]
     entry = server.journal[-1]
+    if start > expected and entry["restored"] and not count and growing:
+        assert entry["note"] == "nothing grew: there was no candidate; what was to move came back"
     assert start - expected == entry["dropped"] - entry["grown"] - entry["restored"]
     lengths = np.bincount(rows.slot_rows(), one.live).astype(int)
     before = np.bincount(rows.slot_rows(), rows.live).astype(int)
     floor = config.budget.floor
     assert (lengths >= np.minimum(before, floor)).all()
-    if case == "row":
+    if case in ("row", "popularity"):
         exact = before * expected / start
         free = np.minimum(before, floor) < np.floor(exact)
         if (exact >= np.minimum(before, floor)).all():  # no floor is in the way: every row's number is its own share
             assert (np.abs(lengths - exact)[free] < 1).all()
     if case == "none":
+        assert entry["note"] is None
         kept = one.live & (one.columns == rows.columns)
         assert np.array_equal(kept, one.live) and np.array_equal(one.values[kept], rows.values[kept])
     for bounds in ([0, 3, 8], [0, 0, 5, 5, 8]):

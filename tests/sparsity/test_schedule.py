@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hse_dist.config import GrowSettings, ScheduleSettings, SparsitySettings
+from hse_dist.config import DropSettings, GrowSettings, ScheduleSettings, SparsitySettings
 from hse_dist.sparsity.schedule import (
     LiveCounts,
     collects_at,
@@ -15,13 +15,15 @@ from hse_dist.sparsity.schedule import (
     rate_share,
     repacks,
     rewires_at,
+    watches_at,
 )
 
 STEPS = 100
 
 
-def policies(*, grow: str = "gradient", window: int = 4, **schedule) -> SparsitySettings:
-    return SparsitySettings(schedule=ScheduleSettings(**schedule), grow=GrowSettings(kind=grow, window=window))
+def policies(*, grow: str = "gradient", window: int = 4, drop: str = "magnitude", **schedule) -> SparsitySettings:
+    moves = {"drop": DropSettings(kind=drop), "grow": GrowSettings(kind=grow, window=window)}
+    return SparsitySettings(schedule=ScheduleSettings(**schedule), **moves)
 
 
 def steps_where(function, settings: SparsitySettings) -> list[int]:
@@ -46,6 +48,16 @@ def test_a_window_ends_with_the_step_of_its_rewire():
     # a window as long as the interval: every step up to the last rewire
     settings = policies(interval=4, stop=0.1, window=4)
     assert steps_where(collects_at, settings) == list(range(1, 9))
+
+
+def test_live_entries_are_watched_before_every_rewire_also_one_that_only_drops():
+    fixed = policies(interval=10, stop=0.35, window=3, drop="movement")
+    assert steps_where(watches_at, fixed) == steps_where(collects_at, fixed)
+    shot = policies(
+        kind="one_shot", live_start=32, fall_end=0.55, after="static", interval=50, drop="fisher", grow="none"
+    )
+    assert steps_where(watches_at, shot) == [52, 53, 54, 55] and not steps_where(collects_at, shot)
+    assert not steps_where(watches_at, policies(interval=10))
 
 
 def test_random_growth_collects_nothing():

@@ -89,6 +89,12 @@ def check_counts(config: Config, steps: int) -> list[dict[str, Any]]:
     for entry in journal:
         assert entry["live"] == live_after(config.sparsity.schedule, counts, entry["step"], steps), entry
     assert journal[-1]["live"] == counts.goal
+    rewires, grown = [entry for entry in journal if "note" in entry], 0
+    for number, entry in enumerate(rewires, start=1):
+        grown += entry["grown"]
+        # in rewires: versions of repacks do not age an entry
+        assert entry["mean_age"] == number if not grown else 0 <= entry["mean_age"] < number
+        assert entry["note"] is None
     return [entry for entry in journal if entry.get("kind") == "repack"]
 
 
@@ -125,7 +131,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "sparsity__budget": {"kind": "popularity", "power": 0.4, "ceiling": 40},
             "sparsity__drop": {"kind": "sensitivity", "popularity_power": 0.3},
             "sparsity__grow__kind": "momentum",
-            "sparsity__schedule__fall_end": 0.55,
+            "model__row_norm": "free",
+            "train__learning_rate": 0.002,
             "tables__item__dims": "items",
         },
     ),
