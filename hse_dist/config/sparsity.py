@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hse_dist.config.base import Settings
 
@@ -15,7 +15,14 @@ class LocalInverseSettings(Settings):
     entries: Annotated[int, Field(ge=1, le=1024)] = 100
     """m, the size of each item's pattern."""
     tasks: PositiveInt = 4
-    """Ranges of items, solved by one task each."""
+    """Tasks at a time that count pairs and solve ranges of items."""
+    memory_mb: PositiveInt = 1024
+    """Memory of a task for what it counts or solves at a time, in MiB; files that tasks share are mapped beside it."""
+    max_history: Annotated[int, Field(ge=2)] = 10_000
+    """Longest history that is counted whole: of a longer one so many items are drawn and their pairs weigh more, so that
+    the expected counts are right."""
+    sample_seed: NonNegativeInt = 0
+    """Seed of that draw."""
 
 
 class HseSettings(Settings):

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,17 +24,21 @@ import numpy as np
 import scipy.sparse as ss
 
 from hse_dist.config import MAX_DIMS, Config, LocalInverseSettings
+from hse_dist.data.prepared import HistoryBlock
 from hse_dist.errors import ConfigError, DataError
 from hse_dist.files import new_folder, write_json
 from hse_dist.sparsity.selection import RadixSelection
 from hse_dist.sparsity.start.cut import Budget, Doubles, NewSelection, cut
 from hse_dist.sparsity.start.folder import VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
-from hse_dist.sparsity.start.gram import open_co_occurrence, write_co_occurrence
+from hse_dist.sparsity.start.gram import Counting, Keep, open_co_occurrence, write_co_occurrence
+from hse_dist.sparsity.start.history_files import SCAN_USERS, Sampling
 from hse_dist.sparsity.start.hse import factorize, strongest_entries
-from hse_dist.sparsity.start.local_inverse import solve_range
+from hse_dist.sparsity.start.local_inverse import Guard, solve_range
 from hse_dist.sparsity.start.random_rows import random_entries, row_lengths
 from hse_dist.sparsity.start.triples import write_parts
 from hse_dist.tasks import map_tasks
+
+log = logging.getLogger(__name__)
 
 
 class Histories(Protocol):
@@ -46,11 +53,27 @@ class Histories(Protocol):
     def matrix(self, split: str) -> ss.csr_matrix:
         """Binary histories [users, items]."""
 
+    def scan(self, split: str, *, batch_users: int) -> Iterator[HistoryBlock]:
+        """The same, so many users at a time."""
+
+
+Seen = Callable[[str], None]
+
+PAIR_BYTES, ENTRY_BYTES = 48, 80
+"""Memory that a task that solves takes for each pair of its items, and for each entry of their patterns."""
+
 
 def make_start(
-    config: Config, prepared: Histories, folder: str | Path, new_selection: NewSelection = RadixSelection
+    config: Config,
+    prepared: Histories,
+    folder: str | Path,
+    new_selection: NewSelection = RadixSelection,
+    seen: Seen = lambda _: None,
 ) -> StartFolder:
     """Make the start that the configuration names, or open it where `folder` holds it already.
+
+    Args:
+        seen: told each stage as it begins.
 
     Raises:
         ConfigError: the catalogue does not fit the settings: fewer items than live entries, too many for
@@ -63,7 +86,7 @@ def make_start(
         return found
     makers = {"local_inverse": _local_inverse, "hse": _hse, "random": _random}
     with new_folder(folder) as target:
-        made = makers[config.sparsity.start](config, prepared, target, new_selection)
+        made = makers[config.sparsity.start](config, prepared, target, new_selection, seen)
         manifest = {
             "version": VERSION,
             "kind": config.sparsity.start,
@@ -82,7 +105,7 @@ def start_settings(config: Config, prepared: Histories) -> dict[str, Any]:
     item, sparsity = config.tables.item, config.sparsity
     own: dict[str, Any] = {}
     if sparsity.start == "local_inverse":
-        own = sparsity.local_inverse.model_dump(mode="json", exclude={"tasks"})
+        own = sparsity.local_inverse.model_dump(mode="json", exclude={"tasks", "memory_mb"})
     elif sparsity.start == "hse":
         own = sparsity.hse.model_dump(mode="json", exclude={"max_items"})
     else:
@@ -139,27 +162,66 @@ def _budget(config: Config, rows: int) -> Budget:
     return Budget(live * rows, budget.floor, budget.ceiling, unit)
 
 
-def _local_inverse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
+def _local_inverse(
+    config: Config, prepared: Histories, target: Path, new_selection: NewSelection, seen: Seen
+) -> dict[str, Any]:
     settings, work = config.sparsity.local_inverse, target / "work"
-    write_co_occurrence(prepared.matrix("train"), work / "gram")
-    bounds = np.linspace(0, prepared.items, min(settings.tasks, prepared.items) + 1).astype(int).tolist()
-    parts = [(work, settings, index, *bounds) for index, bounds in enumerate(pairwise(bounds))]
-    map_tasks(_solve_part, parts, at_a_time=settings.tasks, label="start solve")
-    return _cut(config, prepared, target, None, new_selection)
+    memory, tasks = settings.memory_mb << 20, settings.tasks
+    seen("count")
+    counting = Counting(memory, tasks, Sampling(settings.max_history, settings.sample_seed))
+    keep = Keep([partial(_diagonal, settings.regularization)], settings.entries)
+    write_co_occurrence(prepared.scan("train", batch_users=SCAN_USERS), prepared.items, work / "gram", counting, keep)
+    seen("solve")
+    pairs = open_co_occurrence(work / "gram")
+    bounds = pairwise(solve_bounds(pairs.offsets, settings.entries, memory, tasks))
+    parts = [(work, settings, index, *own) for index, own in enumerate(bounds)]
+    shifted = sum(map_tasks(_solve_part, parts, at_a_time=tasks, label="start solve"))
+    if pairs.sampled:
+        log.info(
+            "Of %d long histories a sample was counted; the diagonals of %d patterns were raised.",
+            pairs.sampled,
+            shifted,
+        )
+    made = {"sampled_histories": pairs.sampled, "shifted_patterns": shifted}
+    del pairs
+    seen("cut")
+    return {**made, **_cut(config, prepared, target, None, new_selection)}
 
 
-def _solve_part(part: tuple[Path, LocalInverseSettings, int, int, int]) -> None:
+def _diagonal(regularization: float, counts: Ints) -> Doubles:
+    return counts + regularization
+
+
+def solve_bounds(offsets: Ints, entries: int, memory: int, tasks: int) -> list[int]:
+    """Bounds of ranges of items that a task may solve at a time: at least `tasks` ranges, of equal cost about.
+
+    Args:
+        offsets: int64 [items + 1], where the pairs of each item begin. memory: bytes of a task.
+    """
+    items = len(offsets) - 1
+    cost = (offsets[1:] - offsets[0]) * PAIR_BYTES + np.arange(1, items + 1) * entries * ENTRY_BYTES
+    count = min(max(tasks, -(-int(cost[-1]) // memory)), items)
+    inside = np.searchsorted(cost, cost[-1] * np.arange(1, count) / count)
+    return sorted({0, items, *inside.tolist()})
+
+
+def _solve_part(part: tuple[Path, LocalInverseSettings, int, int, int]) -> int:
+    """Solve a range of items; how many patterns had to be shifted."""
     work, settings, index, first, last = part
     pairs = open_co_occurrence(work / "gram")
-    triples = solve_range(pairs, first, last, regularization=settings.regularization, size=settings.entries)
-    write_parts(triples, work / "parts", index)
+    guard = Guard() if pairs.sampled else None
+    own = {"regularization": settings.regularization, "size": settings.entries}
+    write_parts(solve_range(pairs, first, last, **own, guard=guard), work / "parts", index)
+    return 0 if guard is None else guard.shifted
 
 
-def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
+def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection, seen: Seen) -> dict[str, Any]:
+    seen("factorize")
     factor, gains, multiple = factorize(prepared.matrix("train"), config.sparsity.hse.regularization)
     for index, triples in enumerate(strongest_entries(factor, _budget(config, prepared.items).ceiling)):
         write_parts(triples, target / "work" / "parts", index)
     del factor
+    seen("cut")
     return {"diagonal_multiple": multiple, **_cut(config, prepared, target, gains, new_selection)}
 
 
@@ -175,7 +237,10 @@ def _cut(
     return made
 
 
-def _random(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
+def _random(
+    config: Config, prepared: Histories, target: Path, new_selection: NewSelection, seen: Seen
+) -> dict[str, Any]:
+    seen("random")
     item, budget = config.tables.item, config.sparsity.budget
     dims = prepared.items if item.dims == "items" else item.dims
     lengths = row_lengths(

@@ -16,7 +16,7 @@ from hse_dist.sparsity.start.local_inverse import solve_range
 
 
 def pairs_of(x: ss.csr_matrix, folder: Path) -> CoOccurrence:
-    write_co_occurrence(x, folder / "gram")
+    write_co_occurrence(blocks_of(x), x.shape[1], folder / "gram")
     return open_co_occurrence(folder / "gram")
 
 
