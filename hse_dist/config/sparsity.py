@@ -19,8 +19,8 @@ class LocalInverseSettings(Settings):
     memory_mb: PositiveInt = 1024
     """Memory of a task for what it counts or solves at a time, in MiB; files that tasks share are mapped beside it."""
     max_history: Annotated[int, Field(ge=2)] = 10_000
-    """Longest history that is counted whole: of a longer one so many items are drawn and their pairs weigh more, so that
-    the expected counts are right."""
+    """Longest history that is counted whole: of a longer one so many items are drawn, whose pairs weigh more, so that
+    counts are right in expectation."""
     sample_seed: NonNegativeInt = 0
     """Seed of that draw."""
 

@@ -1,8 +1,9 @@
 """How many users two items share: the lower triangle of the co-occurrence matrix XᵀX, of any size.
 
-In: the binary histories X, users × items, items by falling count, block by block. Out: for every item the more popular
-ones (lower rows) that it shares users with. Popular rows are short in this triangle (few rows lie before them), and rare
-rows are short because they are rare, so that it is read far faster than the symmetric matrix, and is half its size.
+In: the binary histories X, users × items, items by falling count, block by block. Out: for every item the more
+popular ones (lower rows) that it shares users with. Popular rows are short in this triangle (few rows lie before them),
+and rare rows are short because they are rare, so that it is read far faster than the symmetric matrix, and is half its
+size.
 
 A row of the triangle is added up from the histories of the item's users, an array as long as the catalogue at a time,
 so rows are counted by tasks and nothing is sorted, sent or merged but what is kept. The whole triangle may have a
@@ -49,6 +50,10 @@ PARTS_A_TASK = 4
 """Ranges of rows for each task that runs at a time, so that all end together."""
 
 
+EXACT = Sampling()
+"""No history of today's data sets is as long as its limit."""
+
+
 @dataclass(frozen=True)
 class Keep:
     """Which pairs are kept: those in the patterns of `size` items, by shared / diagonal, for each of the diagonals.
@@ -66,7 +71,7 @@ class Counting:
 
     memory: int = 1 << 30
     at_a_time: int = 1
-    sampling: Sampling = Sampling()
+    sampling: Sampling = EXACT
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def write_co_occurrence(
     blocks: Iterable[HistoryBlock],
     items: int,
     folder: str | Path,
-    counting: Counting = Counting(),  # noqa: B008  # frozen
+    counting: Counting = Counting(),
     keep: Keep | None = None,
     weigh: Weigh | None = None,
 ) -> None:

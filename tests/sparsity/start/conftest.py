@@ -28,13 +28,9 @@ class SmallHistories:
         return self._matrix
 
     def scan(self, split: str, batch_users: int = 64) -> Iterator[HistoryBlock]:
-        return blocks_of(self.matrix(split), batch_users)
-
-
-def blocks_of(x: ss.csr_matrix, batch_users: int = 64) -> Iterator[HistoryBlock]:
-    """The rows of a matrix as blocks of histories."""
-    whole = HistoryBlock(x.indptr.astype(np.int64), x.indices.astype(np.int64))
-    return (whole.slice(n, min(n + batch_users, len(whole))) for n in range(0, len(whole), batch_users))
+        x = self.matrix(split)
+        whole = HistoryBlock(x.indptr.astype(np.int64), x.indices.astype(np.int64))
+        return (whole.slice(n, min(n + batch_users, len(whole))) for n in range(0, len(whole), batch_users))
 
 
 def _histories(users: int, items: int, seed: int = 0) -> SmallHistories:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse as ss
 
+from hse_dist.data.prepared import HistoryBlock
 from hse_dist.errors import NumericError
 from hse_dist.sparsity.start import local_inverse
 from hse_dist.sparsity.start.gram import CoOccurrence, open_co_occurrence, write_co_occurrence
@@ -16,7 +17,7 @@ from hse_dist.sparsity.start.local_inverse import solve_range
 
 
 def pairs_of(x: ss.csr_matrix, folder: Path) -> CoOccurrence:
-    write_co_occurrence(blocks_of(x), x.shape[1], folder / "gram")
+    write_co_occurrence([HistoryBlock(x.indptr, x.indices)], x.shape[1], folder / "gram")
     return open_co_occurrence(folder / "gram")
 
 
