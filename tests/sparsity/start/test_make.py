@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hse_dist.config import MAX_DIMS, Config, parse_config
 from hse_dist.errors import ConfigError, NumericError
 from hse_dist.sparsity.selection import RadixSelection
 from hse_dist.sparsity.start import StartFolder, make_start
+from hse_dist.sparsity.start.make import solve_bounds
 
 KINDS = ("local_inverse", "hse", "random")
 
@@ -169,3 +171,20 @@ def test_nothing_is_left_of_a_start_that_fails(tmp_path: Path, histories) -> Non
     with pytest.raises(NumericError, match="item row 1"):
         make_start(config("local_inverse", live=1, regularization=1e-300), twins, tmp_path / "start")
     assert not list(tmp_path.iterdir())
+
+
+def test_long_histories_are_sampled_and_the_manifest_says_so(histories, tmp_path: Path) -> None:
+    exact = make_start(config("local_inverse"), histories, tmp_path / "exact")
+    sampled = make_start(config("local_inverse", max_history=5), histories, tmp_path / "sampled")
+    long = int(np.count_nonzero(histories.matrix("train").sum(1) > 5))
+    assert exact.manifest["sampled_histories"] == exact.manifest["shifted_patterns"] == 0
+    assert sampled.manifest["sampled_histories"] == long > 0 and np.isfinite(sampled.entries()[2]).all()
+
+
+def test_ranges_to_solve_fit_into_the_memory() -> None:
+    offsets = np.cumsum([0, *range(100)])
+    bounds = solve_bounds(offsets, 8, 20_000, 3)
+    assert bounds[0] == 0 and bounds[-1] == 100 and bounds == sorted(set(bounds))
+    sizes = [48 * (offsets[b] - offsets[a]) + 8 * 80 * (b - a) for a, b in pairwise(bounds)]
+    assert len(sizes) > 3 and max(sizes) <= 20_000 + 48 * 99 + 640
+    assert len(solve_bounds(offsets, 8, 10**9, 3)) == 4
