@@ -142,7 +142,8 @@ def open_co_occurrence(folder: str | Path) -> CoOccurrence:
 def _write_patterns(folder: Path, keep: Keep, counting: Counting) -> None:
     """The patterns of all items for each diagonal, one after the other, and by item those that hold it."""
     files = open_histories(folder)
-    parts, lengths = [], []
+    parts: list[_Part] = []
+    lengths: list[Ints] = []
     for diagonal in keep.diagonals:
         own = _parts(folder, counting, pairs_an_item=keep.size, first_index=len(parts))
         tasks = [(part, diagonal, keep.size) for part in own]

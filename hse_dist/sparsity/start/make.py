@@ -189,7 +189,7 @@ def _local_inverse(
 
 
 def _diagonal(regularization: float, counts: Ints) -> Doubles:
-    return counts + regularization
+    return counts.astype(np.float64) + regularization
 
 
 def solve_bounds(offsets: Ints, entries: int, memory: int, tasks: int) -> list[int]:
@@ -210,8 +210,10 @@ def _solve_part(part: tuple[Path, LocalInverseSettings, int, int, int]) -> int:
     work, settings, index, first, last = part
     pairs = open_co_occurrence(work / "gram")
     guard = Guard() if pairs.sampled else None
-    own = {"regularization": settings.regularization, "size": settings.entries}
-    write_parts(solve_range(pairs, first, last, **own, guard=guard), work / "parts", index)
+    triples = solve_range(
+        pairs, first, last, regularization=settings.regularization, size=settings.entries, guard=guard
+    )
+    write_parts(triples, work / "parts", index)
     return 0 if guard is None else guard.shifted
 
 
