@@ -52,9 +52,8 @@ def benchmark_start(
             each half of the next.
 
     Returns:
-        figures `seconds` and `resident_bytes` (the highest; −1 where the system does not tell) of the largest, and
-        `core_seconds`, and
-        `growth`: its core seconds an item, by those of the smallest; a row a catalogue.
+        figures `seconds`, `core_seconds` and `resident_bytes` (the highest; −1 where the system does not tell) of the
+        largest, and `growth`: its core seconds an item, by those of the smallest; a row a catalogue.
 
     Raises:
         ResourceError: fewer cores than tasks.
