@@ -139,6 +139,18 @@ DENSE = {"item": {"kind": "dense", "dims": 64}}
         ({"sparsity": {"budget": {"ceiling": 31}}}, ("sparsity.budget.ceiling = 31", "tables.item.live = 32")),
         ({"sparsity": {"budget": {"floor": 33}}}, ("sparsity.budget.floor = 33", "tables.item.live = 32")),
         ({"sparsity": {"schedule": {"interval": 3}}}, ("sparsity.grow.window = 4", "sparsity.schedule.interval = 3")),
+        (
+            {"sparsity": {"drop": {"kind": "fisher"}, "grow": {"kind": "none"}}},
+            ("sparsity.drop.kind", "sparsity.grow.kind"),
+        ),
+        (
+            {"sparsity": {"drop": {"kind": "movement"}, "schedule": {"kind": "static"}}},
+            ("sparsity.drop.kind", "sparsity.schedule.kind"),
+        ),
+        (
+            {"sparsity": {"budget": {"kind": "popularity"}}, "tables": {"item": {"capacity_power": 0.5}}},
+            ("sparsity.budget.kind", "tables.item.capacity_power"),
+        ),
     ],
 )
 def test_contradiction_names_the_settings_that_take_part(raw, paths):
