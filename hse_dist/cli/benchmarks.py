@@ -108,6 +108,19 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("repeats", 3, "preparations measured; the median counts"),
         ),
     ),
+    "start": (
+        "histories to a local-inverse start, at growing catalogues: seconds by stage, and memory",
+        (
+            Option("items", 1_000_000, "of the largest catalogue"),
+            Option("interactions", 100, "of an item, about"),
+            Option("history", 20, "mean history of a user"),
+            Option("entries", 64, "m, items of a pattern"),
+            Option("live", 16, "k, live entries a row that are left"),
+            Option("tasks", 2, "that work at a time"),
+            Option("memory_mb", 1024, "MiB that a task may use"),
+            Option("sizes", 3, "catalogues, each half as large as the next"),
+        ),
+    ),
     "rewire": (
         "what rewiring costs in ordinary steps, and the server's time for up to 1 024 ranks",
         (

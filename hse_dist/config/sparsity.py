@@ -37,7 +37,14 @@ class LocalInverseSettings(Settings):
     refit: bool = True
     """Solve for the values again on the entries that the cut has left."""
     tasks: PositiveInt = 4
-    """Ranges of items, solved by one task each."""
+    """Tasks at a time that count pairs and solve ranges of items."""
+    memory_mb: PositiveInt = 1024
+    """Memory of a task for what it counts or solves at a time, in MiB; files that tasks share are mapped beside it."""
+    max_history: Annotated[int, Field(ge=2)] = 10_000
+    """Longest history that is counted whole: of a longer one so many items are drawn, whose pairs weigh more, so that
+    counts are right in expectation."""
+    sample_seed: NonNegativeInt = 0
+    """Seed of that draw."""
 
 
 class HseSettings(Settings):

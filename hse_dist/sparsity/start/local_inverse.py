@@ -29,6 +29,7 @@ import numpy.typing as npt
 from scipy.linalg import lapack
 
 from hse_dist.errors import NumericError
+from hse_dist.native.library import call, library
 from hse_dist.sparsity.start.gram import CoOccurrence, Shared
 from hse_dist.sparsity.start.triples import Triples
 
@@ -37,6 +38,32 @@ Doubles = npt.NDArray[np.float64]
 
 SHARED = 2**25
 """Pairs of items looked up at a time: 128 MB."""
+FIRST_SHIFT, MOST_SHIFT = 2.0**-10, 2.0**20
+"""Shares of its diagonal that a matrix is raised by which is not positive definite."""
+
+
+@dataclass
+class Guard:
+    """Lets a pattern whose matrix is not positive definite, as sampled counts may make it, be solved all the same: its
+    diagonal is raised by a share of itself that doubles until the factorization succeeds.
+
+    Attributes:
+        shifted: patterns that needed it.
+    """
+
+    shifted: int = 0
+
+    def solve(self, gram: Doubles) -> Doubles | None:
+        """`_solve` of a matrix with a raised diagonal; None where even the most is not enough."""
+        self.shifted += 1
+        share = FIRST_SHIFT
+        while share < MOST_SHIFT:
+            raised = gram.copy()
+            raised.flat[:: len(gram) + 1] *= 1.0 + share
+            if (row := _solve(raised)) is not None:
+                return row
+            share *= 2.0
+        return None
 
 
 @dataclass(frozen=True)
@@ -99,8 +126,13 @@ def _strongest(weights: Doubles, count: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def solve(pairs: CoOccurrence, patterns: Patterns, regularization: Regularization) -> Triples:
+def solve(
+    pairs: CoOccurrence, patterns: Patterns, regularization: Regularization, guard: Guard | None = None
+) -> Triples:
     """The factor's rows on these patterns as triples of embeddings: row = member of the pattern, column = the item.
+
+    Args:
+        guard: for counts that were sampled; without them the Gram matrix is positive definite, up to rounding.
 
     Raises:
         NumericError: a block of the Gram matrix is not positive definite in float64; names the item's row.
@@ -116,7 +148,9 @@ def solve(pairs: CoOccurrence, patterns: Patterns, regularization: Regularizatio
             item, count = int(batch[r]), int(counts[r])
             gram = shared[:count, :count].astype(np.float64)
             gram.flat[:: count + 1] = diagonal[members[r, :count]]
-            row = _solve(gram)
+            row = _solve(gram if guard is None else gram.copy())
+            if row is None and guard is not None:
+                row = guard.solve(gram)
             if row is None:
                 raise NumericError(
                     f"The Gram matrix of the pattern of item row {patterns.first + item} is not positive definite.",
@@ -141,11 +175,15 @@ def _padded(patterns: Patterns, batch: Ints, padding: int) -> tuple[Ints, Ints]:
 def _look_up(pairs: CoOccurrence, members: Ints, sizes: Ints) -> Shared:
     """The strict lower triangles of XᵀX on each pattern, int32 [n, width, width].
 
-    Row by row of the triangle: a row is spread out once and read for every pattern that it belongs to, which costs a
-    read from the cache a pair, where a search in the sparse row costs a hundred times as much.
+    The compiled kernel goes pattern by pattern and searches each row from member to member. Without it, row by row
+    of the triangle: a row is spread out once and read for every pattern that it belongs to.
     """
     count, width = members.shape
     shared = np.zeros((count * width, width), np.int32)
+    if library() is not None:
+        stored = (pairs.offsets, pairs.columns, pairs.shared)
+        call("hse_look_up", count, width, members, sizes, *stored, shared)
+        return shared.reshape(count, width, width)
     places = np.flatnonzero(np.arange(width) < sizes[:, None])
     places = places[np.argsort(members.ravel()[places], kind="stable")]
     later = members.ravel()[places]

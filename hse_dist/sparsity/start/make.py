@@ -1,6 +1,6 @@
 """Make a start: from prepared histories to a start folder, by the kind that the configuration names.
 
-    local_inverse   co-occurrence → ranges of items solved as tasks → parts by range of rows → global cut
+    local_inverse   pairs counted by tasks → ranges of items solved as tasks → parts by range of rows → global cut
                     (with `refit`: → what is left, by range of items → solved again → parts → cut again)
     hse             exact factor on the driver                      → parts by range of rows → global cut
     random          ranges of rows, each by itself
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ import numpy as np
 import scipy.sparse as ss
 
 from hse_dist.config import MAX_DIMS, Config
+from hse_dist.data.prepared import HistoryBlock
 from hse_dist.errors import ConfigError, DataError
 from hse_dist.files import new_folder, write_json
 from hse_dist.sparsity.budget import row_lengths
@@ -37,6 +39,8 @@ from hse_dist.sparsity.start.solving import Job, count_pairs, refit_all, solve_a
 from hse_dist.sparsity.start.triples import write_parts
 from hse_dist.tasks import map_tasks
 
+log = logging.getLogger(__name__)
+
 
 class Histories(Protocol):
     """What a start needs of the prepared data."""
@@ -50,6 +54,12 @@ class Histories(Protocol):
     def matrix(self, split: str) -> ss.csr_matrix:
         """Binary histories [users, items]."""
 
+    def scan(self, split: str, *, batch_users: int) -> Iterator[HistoryBlock]:
+        """The same, so many users at a time."""
+
+
+Seen = Callable[[str], None]
+
 
 def make_start(
     config: Config,
@@ -57,11 +67,13 @@ def make_start(
     folder: str | Path,
     new_selection: NewSelection = RadixSelection,
     judge: Judge | None = None,
+    seen: Seen = lambda _: None,
 ) -> StartFolder:
     """Make the start that the configuration names, or open it where `folder` holds it already.
 
     Args:
         judge: the worth of a start on validation; needed where the settings list several to choose from.
+        seen: told each stage as it begins.
 
     Raises:
         ConfigError: the catalogue does not fit the settings: fewer items than live entries, too many for
@@ -78,7 +90,7 @@ def make_start(
         "random": _random,
     }
     with new_folder(folder) as target:
-        made = makers[config.sparsity.start](config, prepared, target, new_selection)
+        made = makers[config.sparsity.start](config, prepared, target, new_selection, seen)
         write_json(target / "manifest.json", _manifest(config, prepared, made))
     return StartFolder(folder)
 
@@ -101,7 +113,7 @@ def start_settings(config: Config, prepared: Histories) -> dict[str, Any]:
     item, sparsity = config.tables.item, config.sparsity
     own: dict[str, Any] = {}
     if sparsity.start == "local_inverse":
-        own = sparsity.local_inverse.model_dump(mode="json", exclude={"tasks"})
+        own = sparsity.local_inverse.model_dump(mode="json", exclude={"tasks", "memory_mb"})
     elif sparsity.start == "hse":
         own = sparsity.hse.model_dump(mode="json", exclude={"max_items"})
     else:
@@ -159,36 +171,50 @@ def _budget(config: Config, counts: Ints) -> Budget:
 
 
 def _local_inverse(
-    config: Config, prepared: Histories, target: Path, new_selection: NewSelection, *, judge: Judge | None
+    config: Config,
+    prepared: Histories,
+    target: Path,
+    new_selection: NewSelection,
+    seen: Seen,
+    *,
+    judge: Judge | None,
 ) -> dict[str, Any]:
     settings, gram = config.sparsity.local_inverse, target / "gram"
-    count_pairs(prepared.matrix("train"), settings.history_power, gram)
+    seen("count")
+    sampled = count_pairs(prepared, settings, gram)
 
-    def make(regularization: float, folder: Path) -> dict[str, Any]:
-        job = Job(gram, prepared.items, settings, regularization)
+    def make(constant: float, folder: Path) -> dict[str, Any]:
+        job = Job(gram, prepared.items, settings, constant)
         first = folder / "first" if settings.refit else folder
-        solve_all(job, first / "work" / "parts")
+        seen("solve")
+        shifted = solve_all(job, first / "work" / "parts")
+        seen("cut")
         made = _cut(config, prepared, first, None, new_selection)
         if settings.refit:
-            refit_all(job, first, folder / "work")
+            seen("refit")
+            shifted += refit_all(job, first, folder / "work")
             shutil.rmtree(first)
             made = _cut(config, prepared, folder, None, new_selection)
-        return made
+        if sampled:
+            log.info("Of %d long histories a sample was counted; %d diagonals were raised.", sampled, shifted)
+        return {"sampled_histories": sampled, "shifted_patterns": shifted, **made}
 
-    if isinstance(settings.regularization, float):
-        made = make(settings.regularization, target)
+    constants = settings.regularization
+    if isinstance(constants, float):
+        made = make(constants, target)
     else:
-        manifest = partial(_manifest, config, prepared)
-        made = best_of(settings.regularization, target, make, manifest, judge)
+        made = best_of(constants, target, make, partial(_manifest, config, prepared), judge)
     shutil.rmtree(gram)
     return made
 
 
-def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
+def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection, seen: Seen) -> dict[str, Any]:
+    seen("factorize")
     factor, gains, multiple = factorize(prepared.matrix("train"), config.sparsity.hse.regularization)
     for index, triples in enumerate(strongest_entries(factor, _budget(config, prepared.counts()).ceiling)):
         write_parts(triples, target / "work" / "parts", index)
     del factor
+    seen("cut")
     return {"diagonal_multiple": multiple, **_cut(config, prepared, target, gains, new_selection)}
 
 
@@ -204,7 +230,10 @@ def _cut(
     return made
 
 
-def _random(config: Config, prepared: Histories, target: Path, new_selection: NewSelection) -> dict[str, Any]:
+def _random(
+    config: Config, prepared: Histories, target: Path, new_selection: NewSelection, seen: Seen
+) -> dict[str, Any]:
+    seen("random")
     item, budget = config.tables.item, config.sparsity.budget
     dims = prepared.items if item.dims == "items" else item.dims
     lengths = row_lengths(

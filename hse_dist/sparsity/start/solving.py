@@ -1,26 +1,51 @@
 """The local inverse by Ray tasks: what each task reads and writes.
 
-In: the co-occurrence of a catalogue on disk, and for a refit the start folder of the first cut. Out: parts of triples
-by the range of their row (`triples.py`), for the cut. A task opens the co-occurrence by itself and solves a range of
-items; which ranges there are changes no bit.
+In: the histories; for a refit the start folder of the first cut. Out: the co-occurrence on disk, as far as the patterns
+of every regularization need it, and parts of triples by the range of their row (`triples.py`), for the cut. A task
+opens the co-occurrence by itself and solves a range of items; which ranges there are changes no bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import scipy.sparse as ss
+import numpy.typing as npt
 
 from hse_dist.config import LocalInverseSettings
+from hse_dist.data.prepared import HistoryBlock
 from hse_dist.sparsity.start.folder import row_ranges
-from hse_dist.sparsity.start.gram import open_co_occurrence, write_co_occurrence
-from hse_dist.sparsity.start.local_inverse import Regularization, find_patterns, join_patterns, solve
+from hse_dist.sparsity.start.gram import CoOccurrence, Counting, Keep, open_co_occurrence, write_co_occurrence
+from hse_dist.sparsity.start.history_files import SCAN_USERS, Sampling
+from hse_dist.sparsity.start.local_inverse import (
+    Guard,
+    Patterns,
+    Regularization,
+    find_patterns,
+    join_patterns,
+    solve,
+)
 from hse_dist.sparsity.start.triples import exchange, read_parts, write_parts
-from hse_dist.sparsity.start.weights import UNIT, user_weights, write_weighted
+from hse_dist.sparsity.start.weights import UNIT, count_lengths, weights_by_length
 from hse_dist.tasks import map_tasks
+
+Ints = npt.NDArray[np.int64]
+
+PAIR_BYTES, ENTRY_BYTES = 48, 80
+"""Memory that a task that solves takes for each pair of its items, and for each entry of their patterns."""
+
+
+class Scanned(Protocol):
+    """Histories that can be read block by block, as often as needed."""
+
+    items: int
+
+    def scan(self, split: str, *, batch_users: int) -> Iterator[HistoryBlock]:
+        """The histories of a split, so many users at a time."""
 
 
 @dataclass(frozen=True)
@@ -38,38 +63,81 @@ class Job:
 
     @property
     def regularization(self) -> Regularization:
-        return Regularization(self.constant, self.settings.dropout, UNIT if self.settings.history_power else 1)
+        return _regularization(self.settings, self.constant)
 
 
-def count_pairs(histories: ss.csr_matrix, power: float, folder: Path) -> None:
-    """Write the co-occurrence of X [users, items], a history of n items counting as n^-power."""
-    if power == 0:
-        write_co_occurrence(histories, folder)
-    else:
-        write_weighted(histories, user_weights(np.diff(histories.indptr), power), folder)
+def _regularization(settings: LocalInverseSettings, constant: float) -> Regularization:
+    return Regularization(constant, settings.dropout, UNIT if settings.history_power else 1)
 
 
-def solve_all(job: Job, parts: Path) -> None:
+def count_pairs(histories: Scanned, settings: LocalInverseSettings, folder: Path) -> int:
+    """Write the co-occurrence that the settings ask for, once for all of their regularizations.
+
+    Returns:
+        histories of which a sample was counted.
+
+    Raises:
+        ResourceError: the users of an item weigh more than an int32 holds.
+    """
+    constants, weights = settings.regularization, None
+    if settings.history_power:
+        lengths = count_lengths(histories.scan("train", batch_users=SCAN_USERS))
+        weights = weights_by_length(lengths, settings.history_power)
+    counting = Counting(settings.memory_mb << 20, settings.tasks, Sampling(settings.max_history, settings.sample_seed))
+    every = (constants,) if isinstance(constants, float) else constants
+    keep = Keep([_regularization(settings, constant).diagonal for constant in every], settings.entries)
+    blocks = histories.scan("train", batch_users=SCAN_USERS)
+    write_co_occurrence(blocks, histories.items, folder, counting, keep, weights)
+    return open_co_occurrence(folder).sampled
+
+
+def solve_all(job: Job, parts: Path) -> int:
     """Find the patterns of all items and solve for their values; parts of triples under `parts`.
+
+    Returns:
+        patterns whose diagonal was raised.
 
     Raises:
         NumericError: a block of the Gram matrix is not positive definite.
     """
-    bounds = np.linspace(0, job.items, min(job.settings.tasks, job.items) + 1).astype(int).tolist()
+    settings, offsets = job.settings, open_co_occurrence(job.gram).offsets
+    bounds = solve_bounds(offsets, settings.entries, settings.memory_mb << 20, settings.tasks)
     tasks = [(job, parts, index, *bounds) for index, bounds in enumerate(pairwise(bounds))]
-    map_tasks(_solve, tasks, at_a_time=job.settings.tasks, label="start solve")
+    return sum(map_tasks(_solve, tasks, at_a_time=settings.tasks, label="start solve"))
 
 
-def _solve(task: tuple[Job, Path, int, int, int]) -> None:
+def solve_bounds(offsets: Ints, entries: int, memory: int, tasks: int) -> list[int]:
+    """Bounds of ranges of items that a task may solve at a time: at least `tasks` ranges, of equal cost about.
+
+    Args:
+        offsets: int64 [items + 1], where the pairs of each item begin. memory: bytes of a task.
+    """
+    items = len(offsets) - 1
+    cost = (offsets[1:] - offsets[0]) * PAIR_BYTES + np.arange(1, items + 1) * entries * ENTRY_BYTES
+    count = min(max(tasks, -(-int(cost[-1]) // memory)), items)
+    inside = np.searchsorted(cost, cost[-1] * np.arange(1, count) / count)
+    return sorted({0, items, *inside.tolist()})
+
+
+def _solve(task: tuple[Job, Path, int, int, int]) -> int:
     job, parts, index, first, last = task
     pairs = open_co_occurrence(job.gram)
     diagonal = job.regularization.diagonal(pairs.counts)
     patterns = find_patterns(pairs, first, last, diagonal=diagonal, size=job.settings.entries)
-    write_parts(solve(pairs, patterns, job.regularization), parts, index)
+    return _solve_patterns(job, pairs, patterns, parts, index)
 
 
-def refit_all(job: Job, start: Path, work: Path) -> None:
+def _solve_patterns(job: Job, pairs: CoOccurrence, patterns: Patterns, parts: Path, index: int) -> int:
+    guard = Guard() if pairs.sampled else None
+    write_parts(solve(pairs, patterns, job.regularization, guard), parts, index)
+    return 0 if guard is None else guard.shifted
+
+
+def refit_all(job: Job, start: Path, work: Path) -> int:
     """Solve again on the entries of a start folder; parts of triples under `work/parts`.
+
+    Returns:
+        patterns whose diagonal was raised.
 
     Raises:
         NumericError: a block of the Gram matrix is not positive definite.
@@ -79,7 +147,7 @@ def refit_all(job: Job, start: Path, work: Path) -> None:
         _exchange, [(start, work, index) for index, _ in ranges], at_a_time=job.settings.tasks, label="start exchange"
     )
     tasks = [(job, work, index, *bounds) for index, bounds in ranges]
-    map_tasks(_refit, tasks, at_a_time=job.settings.tasks, label="start refit")
+    return sum(map_tasks(_refit, tasks, at_a_time=job.settings.tasks, label="start refit"))
 
 
 def _exchange(task: tuple[Path, Path, int]) -> None:
@@ -87,8 +155,8 @@ def _exchange(task: tuple[Path, Path, int]) -> None:
     exchange(start, work / "left", index)
 
 
-def _refit(task: tuple[Job, Path, int, int, int]) -> None:
+def _refit(task: tuple[Job, Path, int, int, int]) -> int:
     job, work, index, first, last = task
     left = read_parts(work / "left", index)
     patterns = join_patterns(left.rows, left.columns, first, last)
-    write_parts(solve(open_co_occurrence(job.gram), patterns, job.regularization), work / "parts", index)
+    return _solve_patterns(job, open_co_occurrence(job.gram), patterns, work / "parts", index)

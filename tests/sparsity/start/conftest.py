@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse as ss
+
+from hse_dist.data.prepared import HistoryBlock
 
 
 class SmallHistories:
@@ -24,6 +26,11 @@ class SmallHistories:
     def matrix(self, split: str) -> ss.csr_matrix:
         assert split == "train"
         return self._matrix
+
+    def scan(self, split: str, batch_users: int = 64) -> Iterator[HistoryBlock]:
+        x = self.matrix(split)
+        whole = HistoryBlock(x.indptr.astype(np.int64), x.indices.astype(np.int64))
+        return (whole.slice(n, min(n + batch_users, len(whole))) for n in range(0, len(whole), batch_users))
 
 
 def _histories(users: int, items: int, seed: int = 0) -> SmallHistories:

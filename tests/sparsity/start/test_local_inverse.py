@@ -9,21 +9,24 @@ import numpy as np
 import pytest
 import scipy.sparse as ss
 
+from hse_dist.data.prepared import HistoryBlock
 from hse_dist.errors import NumericError
 from hse_dist.sparsity.start import local_inverse
 from hse_dist.sparsity.start.gram import CoOccurrence, open_co_occurrence, write_co_occurrence
-from hse_dist.sparsity.start.local_inverse import Patterns, Regularization, find_patterns, join_patterns, solve
+from hse_dist.sparsity.start.local_inverse import Guard, Patterns, Regularization, find_patterns, join_patterns, solve
 from hse_dist.sparsity.start.triples import Triples
 
 
 def pairs_of(x: ss.csr_matrix, folder: Path) -> CoOccurrence:
-    write_co_occurrence(x, folder / "gram")
+    write_co_occurrence([HistoryBlock(x.indptr, x.indices)], x.shape[1], folder / "gram")
     return open_co_occurrence(folder / "gram")
 
 
-def solve_range(pairs: CoOccurrence, first: int, last: int, regularization: Regularization, size: int) -> Triples:
+def solve_range(
+    pairs: CoOccurrence, first: int, last: int, regularization: Regularization, size: int, guard: Guard | None = None
+) -> Triples:
     diagonal = regularization.diagonal(pairs.counts)
-    return solve(pairs, find_patterns(pairs, first, last, diagonal=diagonal, size=size), regularization)
+    return solve(pairs, find_patterns(pairs, first, last, diagonal=diagonal, size=size), regularization, guard)
 
 
 def factor(pairs: CoOccurrence, bounds: list[int], constant: float, size: int, dropout: float = 0.0) -> np.ndarray:
@@ -125,3 +128,18 @@ def test_a_singular_block_names_row_and_setting(tmp_path: Path) -> None:
     twins = ss.csr_matrix(np.ones((4, 2), np.float32))
     with pytest.raises(NumericError, match=r"item row 1.*sparsity\.local_inverse\.regularization = 1e-300"):
         solve_range(pairs_of(twins, tmp_path), 0, 2, Regularization(1e-300), size=8)
+
+
+def test_the_guard_raises_diagonals_until_it_succeeds_and_counts(tmp_path: Path) -> None:
+    # what a sample may give: items 0 and 1 share more users than either has, which no regularization of 1 mends
+    counts, shared = np.array([10, 10, 4]), np.array([60, 2], np.int32)
+    pairs = CoOccurrence(counts, np.array([0, 0, 1, 2]), np.array([0, 0], np.int32), shared, sampled=1)
+    with pytest.raises(NumericError):
+        solve_range(pairs, 0, 3, Regularization(1.0), size=3)
+    guard = Guard()
+    triples = solve_range(pairs, 0, 3, Regularization(1.0), size=3, guard=guard)
+    assert guard.shifted == 1 and np.isfinite(triples.values).all()
+    lower = np.zeros((3, 3))
+    lower[triples.columns, triples.rows] = triples.values
+    assert lower[2, 0] == pytest.approx(lower[2, 2] * -2 / 11)  # an item that needed no guard is as it was
+    assert lower[1, 1] > 0 > lower[1, 0]

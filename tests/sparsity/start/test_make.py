@@ -248,3 +248,11 @@ def test_nothing_is_left_of_a_start_that_fails(tmp_path: Path, histories) -> Non
     with pytest.raises(NumericError, match="item row 1"):
         make_start(config("local_inverse", live=1, regularization=1e-300), twins, tmp_path / "start")
     assert not list(tmp_path.iterdir())
+
+
+def test_long_histories_are_sampled_and_the_manifest_says_so(histories, tmp_path: Path) -> None:
+    exact = make_start(config("local_inverse"), histories, tmp_path / "exact")
+    sampled = make_start(config("local_inverse", max_history=5), histories, tmp_path / "sampled")
+    long = int(np.count_nonzero(histories.matrix("train").sum(1) > 5))
+    assert exact.manifest["sampled_histories"] == exact.manifest["shifted_patterns"] == 0
+    assert sampled.manifest["sampled_histories"] == long > 0 and np.isfinite(sampled.entries()[2]).all()
