@@ -13,9 +13,10 @@ from hse_dist.testing.ranks import run_ranks
 
 CASES = cases()
 # where rows decide for themselves, or all comes back, ranks have little to agree on: one such case stands for all
-ON_TWO = [case for case in CASES if case[2] not in ("by row", "nothing can grow") or case[1] == "soft_threshold"]
-# what more ranks could make different is how sums and ties are spread, whatever the situation
-ON_MORE = [case for case in ON_TWO if case[2] == "usual" or case[1] == "soft_threshold"]
+ON_MANY = [case for case in CASES if case[2] not in ("by row", "nothing can grow") or case[1] == "soft_threshold"]
+# every kind on the most ranks, its other situations on two; a rewire as such is tested on both in test_rewire_ranks
+ON_MORE = [case for case in ON_MANY if case[2] == "usual"]
+ON_TWO = [case for case in ON_MANY if case[2] != "usual" or case[1] == "magnitude"]
 ON = {1: CASES, 2: ON_TWO, 4: ON_MORE}
 
 

@@ -93,8 +93,8 @@ def check_counts(config: Config, steps: int) -> list[dict[str, Any]]:
     for number, entry in enumerate(rewires, start=1):
         grown += entry["grown"]
         # in rewires: versions of repacks do not age an entry
-        assert entry["mean_age"] == number if not grown else 0 <= entry["mean_age"] < number
-        assert entry["note"] is None
+        assert entry["mean_age"] == number if not grown else 0 <= entry["mean_age"] <= number
+        assert entry["note"] is None or not entry["grown"]
     return [entry for entry in journal if entry.get("kind") == "repack"]
 
 
@@ -107,7 +107,7 @@ def check_rows(config: Config, columns: np.ndarray) -> None:
     chunks = store.load_shared(store.latest())["chunks_of_rows"]
     firsts = np.cumsum(chunks) - chunks
     assert np.array_equal(np.add.reduceat((columns < start.dims).sum(1), firsts), expected)
-    assert (len(np.unique(expected)) > 1) == (config.sparsity.budget.kind == "popularity")
+    assert len(np.unique(expected)) > 1
 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
