@@ -110,6 +110,10 @@ def test_one_regularization_or_some_to_choose_from(wrong: object) -> None:
 DENSE = {"item": {"kind": "dense", "dims": 64}}
 
 
+def gradual(start: str = "local_inverse", **schedule: object) -> dict:
+    return {"sparsity": {"start": start, "schedule": {"kind": "gradual", "live_start": 64, **schedule}}}
+
+
 @pytest.mark.parametrize(
     ("raw", "paths"),
     [
@@ -138,6 +142,22 @@ DENSE = {"item": {"kind": "dense", "dims": 64}}
         ),
         ({"sparsity": {"budget": {"ceiling": 31}}}, ("sparsity.budget.ceiling = 31", "tables.item.live = 32")),
         ({"sparsity": {"budget": {"floor": 33}}}, ("sparsity.budget.floor = 33", "tables.item.live = 32")),
+        ({"sparsity": {"schedule": {"kind": "one_shot"}}}, ("sparsity.schedule.kind", "sparsity.schedule.live_start")),
+        (
+            {"sparsity": {"schedule": {"live_start": 64}}},
+            ("sparsity.schedule.kind", "sparsity.schedule.live_start = 64"),
+        ),
+        (gradual(live_start=31), ("sparsity.schedule.live_start = 31", "tables.item.live = 32")),
+        (gradual(live_start=129), ("sparsity.schedule.live_start = 129", "sparsity.budget.ceiling = 128")),
+        (gradual(fall_begin=0.6), ("sparsity.schedule.fall_begin = 0.6", "sparsity.schedule.fall_end = 0.5")),
+        (
+            gradual(kind="lottery", rewind=0.25, rounds=2),
+            ("sparsity.schedule.rewind = 0.25", "sparsity.schedule.fall_end = 0.5", "sparsity.schedule.rounds = 2"),
+        ),
+        (
+            {"tables": DENSE, "model": {"row_norm": "unit"}, **gradual(start="random")},
+            ("tables.item.kind", 'sparsity.schedule.kind = "gradual"'),
+        ),
         ({"sparsity": {"schedule": {"interval": 3}}}, ("sparsity.grow.window = 4", "sparsity.schedule.interval = 3")),
         (
             {"sparsity": {"drop": {"kind": "fisher"}, "grow": {"kind": "none"}}},

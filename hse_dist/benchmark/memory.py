@@ -68,7 +68,7 @@ class PausedTrainer(Trainer):
     """A trainer that leaves its rewires to be asked for, so that they are a stage of their own."""
 
     def rewire(self, step: int) -> dict[str, Any]:
-        return {}
+        return {"live": self.live}
 
     def rewire_now(self, step: int) -> dict[str, Any]:
         """What the step would have done."""

@@ -178,7 +178,8 @@ class Simulated:
         share = np.diff(np.linspace(0, self.rows, self.ranks + 1).astype(np.int64))
         firsts = np.cumsum(share) - share
         live = share * self.live
-        plan = yield [Open(1, 1, *map(int, one)) for one in zip(firsts, live, live - share, strict=True)]
+        told = zip(firsts.tolist(), live.tolist(), (live - share).tolist(), strict=True)
+        plan = yield [Open(1, 1, first, own, droppable) for first, own, droppable in told]
         chosen: dict[Purpose, int] = {}
         for purpose in ("drop", "grow", "restore"):
             held = {"drop": live - share, "grow": share, "restore": share * plan.drop // self.rows}[purpose]

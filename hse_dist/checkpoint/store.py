@@ -1,9 +1,10 @@
-"""The checkpoints of a run: `checkpoints/step-00000100/` with sharded state, `rank-00000.npz` and `facts.json`.
+"""The checkpoints of a run: `checkpoints/step-00000100/` with sharded state, `rank-00000.npz`, `shared.npz` and
+`facts.json`.
 
-In: the sharded state of a table, what each rank alone knows (growth candidates, running sums), and facts (step, data
-position, server journal, validation). Out: a folder that is there whole or not at all: ranks write into a temporary
-folder, rank 0 adds the facts and renames it; one that goes gets a hidden name first. What a kill left under a hidden
-name (`.step-…`) counts for nothing and is removed by the next save.
+In: the sharded state of a table, what each rank alone knows (growth candidates, running sums), what all of them know
+(the layout of the rows), and facts (step, data position, server journal, validation). Out: a folder that is there whole
+or not at all: ranks write into a temporary folder, rank 0 adds the facts and renames it; one that goes gets a hidden
+name first. What a kill left under a hidden name (`.step-…`) counts for nothing and is removed by the next save.
 torch.distributed.checkpoint does the sharding, so another number of ranks can load what this one wrote. Its `.metadata`
 file is a pickle: checkpoints are trusted input.
 """
@@ -27,7 +28,7 @@ from hse_dist.files import read_json, replace_folder, write_json
 from hse_dist.ranks import Ranks
 
 FORMAT = 3
-FACTS = "facts.json"
+FACTS, SHARED = "facts.json", "shared.npz"
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,21 @@ class CheckpointStore:
         judged = [one for one in self.all() if one.metric is not None]
         return max(judged, key=lambda one: (one.metric, -one.step), default=None) or self.latest()
 
-    def save(self, state: dict[str, Any], own: dict[str, np.ndarray], facts: dict[str, Any], ranks: Ranks) -> Path:
+    def save(
+        self,
+        state: dict[str, Any],
+        own: dict[str, np.ndarray],
+        facts: dict[str, Any],
+        ranks: Ranks,
+        shared: dict[str, np.ndarray] | None = None,
+    ) -> Path:
         """Write a checkpoint; a collective call.
 
         Args:
             state: sharded tensors.
             own: this rank's arrays, which no other rank has.
             facts: JSON; `step` names the folder, `metric` decides what is best.
+            shared: arrays that are the same on all ranks.
 
         Raises:
             RunFolderError: it cannot be written; what was there before is untouched.
@@ -103,6 +112,7 @@ class CheckpointStore:
             # ends when all ranks are done with it, so that all of their files are there
             dcp.save(state, checkpoint_id=str(temporary))
             if ranks.rank == 0:
+                np.savez(temporary / SHARED, **(shared or {}))  # type: ignore[arg-type]
                 write_json(temporary / FACTS, {**facts, "format": FORMAT})
                 replace_folder(final, temporary)
                 self._prune()
@@ -125,18 +135,28 @@ class CheckpointStore:
             RunFolderError: the checkpoint cannot be read.
         """
         files = sorted(checkpoint.folder.glob("rank-*.npz"))[ranks.rank :: ranks.size]
-        found = []
         with _readable_errors(f"The checkpoint {checkpoint.folder} cannot be read"):
-            for file in files:
-                with file.open("rb") as opened, np.load(opened) as arrays:
-                    found.append(dict(arrays))
-        return found
+            return [_read(file) for file in files]
+
+    def load_shared(self, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+        """What all ranks of the checkpoint knew.
+
+        Raises:
+            RunFolderError: the checkpoint cannot be read.
+        """
+        with _readable_errors(f"The checkpoint {checkpoint.folder} cannot be read"):
+            return _read(checkpoint.folder / SHARED)
 
     def _prune(self) -> None:
         best = self.best()
         for old in self.all()[: -self.keep]:
             if best is None or old.folder != best.folder:
                 replace_folder(old.folder, None)
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    with file.open("rb") as opened, np.load(opened) as arrays:
+        return dict(arrays)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """All settings, by section; `Config` is the whole of them."""
 
 from hse_dist.config.base import Settings
+from hse_dist.config.contradictions import FALLING
 from hse_dist.config.data import ColumnNames, DataSettings, SplitSettings, StreamSettings, SyntheticSettings
 from hse_dist.config.sparsity import (
     BudgetSettings,
@@ -24,6 +25,7 @@ from hse_dist.config.train import (
 from hse_dist.config.whole import Config, dump_config, load_config, parse_config
 
 __all__ = [
+    "FALLING",
     "MAX_DIMS",
     "BudgetSettings",
     "CheckpointSettings",

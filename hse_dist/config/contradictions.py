@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from hse_dist.config.tables import TableSettings
     from hse_dist.config.whole import Config
 
+FALLING = ("one_shot", "gradual", "lottery")
+"""Kinds of a schedule by which the number of live entries falls."""
+
 
 def contradictions(config: Config) -> list[str]:
     """All contradictions of the configuration; empty if there are none."""
@@ -22,7 +25,8 @@ def contradictions(config: Config) -> list[str]:
     problems = list(_data(config.data))
     if item.kind == "dense":
         return problems + list(_dense(config))
-    return problems + list(_start(config)) + list(_budget(item, sparsity)) + list(_rewire(sparsity))
+    problems += [*_start(config), *_budget(item, sparsity), *_rewire(sparsity)]
+    return problems + list(_schedule(item, sparsity))
 
 
 def _data(data: DataSettings) -> Iterator[str]:
@@ -47,6 +51,9 @@ def _dense(config: Config) -> Iterator[str]:
         yield 'tables.item.kind = "dense" has no gains: set model.row_norm = "unit"'
     if config.model.user_entries is not None:
         yield 'tables.item.kind = "dense" has dense user vectors: leave out model.user_entries'
+    kind = config.sparsity.schedule.kind
+    if kind in FALLING:
+        yield f'tables.item.kind = "dense" keeps all its entries, but sparsity.schedule.kind = "{kind}"'
     usual = type(item.wire)()
     changed = [f"tables.item.wire.{name}" for name, value in item.wire if value != getattr(usual, name)]
     if changed:
@@ -87,3 +94,31 @@ def _rewire(sparsity: SparsitySettings) -> Iterator[str]:
         yield f'sparsity.schedule.kind = "static" drops nothing: leave out sparsity.drop.kind = "{sparsity.drop.kind}"'
     if window > interval:
         yield f"sparsity.grow.window = {window} exceeds sparsity.schedule.interval = {interval}"
+
+
+def _schedule(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
+    schedule, ceiling = sparsity.schedule, sparsity.budget.ceiling
+    kind, start = f'sparsity.schedule.kind = "{schedule.kind}"', schedule.live_start
+    if schedule.kind not in FALLING:
+        if start is not None:
+            yield f"{kind} keeps the number of live entries, but sparsity.schedule.live_start = {start}"
+        return
+    if start is None:
+        yield f"{kind} needs sparsity.schedule.live_start"
+        return
+    name = f"sparsity.schedule.live_start = {start}"
+    if start < item.live:
+        yield f"{name} is below tables.item.live = {item.live}"
+    if isinstance(item.dims, int) and start > item.dims:
+        yield f"{name} exceeds tables.item.dims = {item.dims}"
+    if start > ceiling:
+        yield f"{name} exceeds sparsity.budget.ceiling = {ceiling}"
+    begin, end = schedule.fall_begin, schedule.fall_end
+    if begin > end:
+        yield f"sparsity.schedule.fall_begin = {begin} is after sparsity.schedule.fall_end = {end}"
+    elif schedule.kind == "lottery" and schedule.rewind >= begin + (end - begin) / schedule.rounds:
+        yield (
+            f"sparsity.schedule.rewind = {schedule.rewind} does not come before the first of the cuts that "
+            f"sparsity.schedule.fall_begin = {begin}, sparsity.schedule.fall_end = {end} and "
+            f"sparsity.schedule.rounds = {schedule.rounds} give"
+        )

@@ -9,6 +9,8 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, P
 
 from hse_dist.config.base import Fraction, Settings
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
 
 def _choice(value: Any) -> Any:
     given = tuple(value) if isinstance(value, list | tuple) else value
@@ -65,16 +67,39 @@ class BudgetSettings(Settings):
 
 
 class ScheduleSettings(Settings):
-    kind: Literal["fixed", "static"] = "fixed"
-    """When live entries change: `fixed` keeps their number and moves them every `interval` steps; `static` never."""
+    kind: Literal["fixed", "static", "one_shot", "gradual", "lottery"] = "fixed"
+    """When live entries change: `fixed` keeps their number and moves them every `interval` steps; `static` never. The
+    other kinds begin with `live_start` a row and end with `tables.item.live`: cut at once, little by little, or with
+    the surviving values rewound after each cut."""
     interval: PositiveInt = 50
     """Steps between rewires."""
-    stop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.75
+    stop: Share = 0.75
     """Share of the run after which columns stay."""
-    drop_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
-    """Share of the live entries dropped by the first rewire."""
-    drop_decay: Literal["cosine", "constant"] = "cosine"
+    drop_fraction: Share = 0.3
+    """Share of the live entries dropped by the first rewire, to be grown elsewhere."""
+    drop_decay: Literal["cosine", "constant", "linear", "inverse_power"] = "cosine"
     """How that share falls until `stop`."""
+    drop_power: PositiveFloat = 3.0
+    """Exponent of `inverse_power`; 1 is `linear`."""
+    live_start: PositiveInt | None = None
+    """k₀, mean live entries a row at the start, where their number falls."""
+    fall: Literal["cubic", "exponential", "linear"] = "cubic"
+    """How the number falls in `gradual`, rewire by rewire."""
+    fall_begin: Share = 0.0
+    """Share of the run after which it falls; `one_shot` does not ask."""
+    fall_end: Share = 0.5
+    """Share of the run after which it is `tables.item.live`: the step of the one shot, or of the last cut."""
+    rounds: PositiveInt = 1
+    """Cuts of `lottery`, evenly spaced from `fall_begin` to `fall_end`; each leaves the same share."""
+    rewind: Fraction = 0.0
+    """Share of the run at which `lottery` remembers the values that it goes back to; 0: those of the start."""
+    after: Literal["fixed", "static"] = "fixed"
+    """What columns do once the number has fallen."""
+    repack_every: PositiveInt = 1
+    """Rewires between looks at whether a table whose number falls should go into fewer chunks."""
+    repack_ratio: Annotated[float, Field(ge=1.0)] = 1.25
+    """How many times the chunks that it needs a table must have to be repacked then; after the last cut: more than it
+    needs."""
 
 
 DropKind = Literal["magnitude", "sensitivity", "movement", "fisher", "activity", "soft_threshold", "random"]

@@ -87,7 +87,7 @@ def open_best(config: Config, prepared: Prepared, ranks: Ranks) -> tuple[PackedT
             value=config.run.folder,
         )
     start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
-    table = make_table(config, prepared.items, start, ranks)
+    table = make_table(config, prepared.items, start, ranks, store.load_shared(best))
     store.load(best, table.state_dict())
     return table, best.step
 

@@ -11,7 +11,8 @@ the order of the scores. A score depends on its entry and on sums that have one 
     random                      a hash of seed, version, position
 
 Sums go over the steps of the window, by visits of the row. An entry of which no step saw a gradient has no score and is
-not dropped. All are multiplied by (count / largest count)^popularity_power.
+not dropped, unless the number of live entries could not fall without (`Evidence.reserve`). All are multiplied by
+(count / largest count)^popularity_power.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from hse_dist.data.hashing import mix
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.budget import row_blocks
 from hse_dist.sparsity.growth import Floats, Ints
-from hse_dist.sparsity.selection import Keys, Mask
+from hse_dist.sparsity.selection import Keys, Mask, reserve_keys
 from hse_dist.sparsity.sightings import Sightings
 from hse_dist.sparsity.slots import drop_keys, keys_of
 from hse_dist.tables.block import DenseRows, SparseRows
@@ -54,6 +55,8 @@ class Evidence:
         lengths: float32 [D], of the columns over all rows.
         popularity: (count / largest count)^popularity_power of the owned rows, float32 [rows]; None: 1.
         first: the first owned row.
+        reserve: whether entries without a score may be dropped, after all others and by magnitude: where the number
+            of live entries falls, it falls to what the schedule says, whatever was seen.
     """
 
     positions: Ints | None = None
@@ -61,6 +64,7 @@ class Evidence:
     lengths: Floats | None = None
     popularity: Floats | None = None
     first: int = 0
+    reserve: bool = False
 
 
 class LiveSightings(Sightings):
@@ -149,6 +153,10 @@ def score_keys(settings: DropSettings, evidence: Evidence, seed: int, version: i
             scores = scores * evidence.popularity[row - evidence.first]
         keys = np.zeros(len(rows.columns), np.uint32)
         keys[here[scored]] = keys_of(scores[scored].astype(np.float32), row[scored], "drop")
+        if evidence.reserve and not scored.all():
+            sizes = np.abs(rows.values[here[~scored]]) * np.sqrt(np.abs(gains))[local[~scored]]
+            keys_of(sizes, row[~scored], "drop")  # names one that is no number
+            keys[here[~scored]] = reserve_keys(sizes)
         return keys, np.bincount(local, minlength=len(rows.offsets) - 1)
 
     return keys_of_block

@@ -14,28 +14,41 @@ import numpy as np
 import numpy.typing as npt
 
 from hse_dist.errors import HseError
+from hse_dist.sparsity.budget import RowNumbers
 
 Purpose = Literal["drop", "grow", "restore"]
+EventKind = Literal["repack", "remember", "rewind"]
 
 
 @dataclass(frozen=True)
 class Open:
-    """A rank wants to rewire: its first row, its live entries, and those above their rows' floor."""
+    """A rank wants to rewire: its first row, its live entries, and those above their rows' floor.
+
+    `rows_by_live`, int64 [n]: how many of its rows have 0, 1, 2 … live entries; for budgets that are kept row by row.
+    """
 
     version: int
     step: int
     first_row: int
     live: int
     droppable: int
+    rows_by_live: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The answer to `Open`: drop so many entries in all; `fraction` is for budgets that are kept row by row."""
+    """The answer to `Open`: drop and grow so many entries in all; the rest is for budgets that are kept row by row.
+
+    Attributes:
+        fraction: of a row's entries that may move.
+        rows: what this rank's rows are cut down to; None: they keep their number.
+    """
 
     version: int
     drop: int
+    grow: int
     fraction: float
+    rows: RowNumbers | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,16 @@ class Close:
 
 
 @dataclass(frozen=True)
+class Event:
+    """All ranks did something else to the tables, by a decision that each of them made alike."""
+
+    version: int
+    step: int
+    kind: EventKind
+    facts: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Closed:
     """The decision is final: the version of the tables from now on, and the journal's entry."""
 
@@ -80,4 +103,4 @@ class Failed:
     error: HseError
 
 
-Message = Open | Histogram | Close | Failed
+Message = Open | Histogram | Close | Event | Failed

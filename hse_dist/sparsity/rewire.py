@@ -1,9 +1,9 @@
 """One rewire: drop, grow, restore.
 
 In: the rows that this rank owns, growth candidates of these rows, and the server. Out: the same rows with other live
-entries, as many on all ranks together as before. Pure but for the conversation with the server. What is as long as the
-table is the keys of its slots (`slots.py`), which each part of the rewire narrows down; ties go by the canonical order
-(row, then column).
+entries, as many on all ranks together as the schedule says. Pure but for the conversation with the server. What is as
+long as the table is the keys of its slots (`slots.py`), which each part of the rewire narrows down; ties go by the
+canonical order (row, then column).
 
 Equal tables and an equal multiset of gradients give bit-equal tables, whatever the number of ranks.
 """
@@ -82,9 +82,14 @@ def rewire(
     with _told(transport, version + 1):
         competing = keys.narrow(lambda block: _protect(block, floor))
     live = keys.live
-    plan = transport.ask(Open(version + 1, step, owned.first, int(live.sum()), competing))
-    dropped, selection = _drop(keys, plan, transport, settings)
-    room, limit = _room(owned, live, dropped, settings)
+    by_live = None if rows_compete(settings.budget) else np.bincount(live)
+    droppable = int(keys.scored().sum()) if evidence.reserve else competing
+    plan = transport.ask(Open(version + 1, step, owned.first, int(live.sum()), droppable, by_live))
+    then = live if plan.rows is None else plan.rows.of(live)
+    dropped, selection = _drop(keys, then, plan, transport, settings)
+    room, limit = _room(owned, live, then, dropped, settings)
+    if candidates is None and settings.grow.kind == "none":
+        candidates = Candidates(*random_positions(live[:0], live[:0], owned.dims, seed, plan.version))
     if candidates is None:
         rows, wanted = np.arange(owned.first, owned.last), np.minimum(room, settings.grow.explore)
         candidates = Candidates(*random_positions(rows, wanted, owned.dims, seed, plan.version))
@@ -124,13 +129,18 @@ def _protect(block: Block, floor: int) -> None:
 
 
 def _drop(
-    keys: SlotKeys, plan: Plan, transport: Transport, settings: SparsitySettings
+    keys: SlotKeys, then: Ints, plan: Plan, transport: Transport, settings: SparsitySettings
 ) -> tuple[Ints, Selection | None]:
-    """Leave the keys of what is dropped; how many each row loses, int64 [rows], and the decision of all rows."""
+    """Leave the keys of what is dropped; how many each row loses, int64 [rows], and the decision of all rows.
+
+    Args:
+        then: live entries of each row afterwards, where rows keep their own number.
+    """
     if rows_compete(settings.budget):
         selection = select(transport, plan.version, "drop", keys.parts)
         return keys.take(selection, largest=False), selection
-    quota = np.minimum(row_drops(keys.live, plan.fraction, settings.budget.floor), keys.counts())
+    fewer, moved = keys.live - then, row_drops(then, plan.fraction, settings.budget.floor)
+    quota = fewer + np.clip(keys.scored() - fewer, 0, moved)
     keys.narrow(lambda block: _strongest(block, quota, largest=False))
     return quota, None
 
@@ -140,13 +150,13 @@ def _strongest(block: Block, limits: Ints, *, largest: bool) -> None:
     keep_strongest(rows.offsets, block.keys, rows.columns, limits[block.first : block.last], largest=largest)
 
 
-def _room(owned: OwnedRows, live: Ints, dropped: Ints, settings: SparsitySettings) -> tuple[Ints, Ints]:
+def _room(owned: OwnedRows, live: Ints, then: Ints, dropped: Ints, settings: SparsitySettings) -> tuple[Ints, Ints]:
     """How many entries each row may take up after the drop, int64 [rows]: by growth, and by growth and return.
 
     A row above the ceiling (of an earlier configuration) may go back to where it was, but does not grow.
     """
     if not rows_compete(settings.budget):
-        return dropped, dropped
+        return then - live + dropped, then - live + dropped
     ceiling = np.minimum(np.diff(owned.offsets), settings.budget.ceiling)
     left = live - dropped
     return np.maximum(ceiling - left, 0), np.maximum(ceiling, live) - left

@@ -27,6 +27,9 @@ BITS = (11, 11, 10)
 
 KEY_BITS = sum(BITS)
 HIGHEST_KEY = 2**KEY_BITS - 1
+RESERVE_KEY = 0xFF800000
+"""Keys from here on are above that of every score: for entries that have none, but must be in the order."""
+RESERVE_SHIFT = 8
 KEYS_AT_A_TIME = 2**20
 
 Keys = npt.NDArray[np.uint32]
@@ -52,6 +55,11 @@ def order_keys(scores: npt.NDArray[np.float32]) -> Keys:
     # IEEE floats are sign and magnitude: flip all bits of negatives, set the sign bit of the others
     sign = np.uint32(1 << (KEY_BITS - 1))
     return np.where(bits & sign, ~bits, bits | sign)
+
+
+def reserve_keys(scores: npt.NDArray[np.float32]) -> Keys:
+    """Keys above those of all scores, in the order of other ones, finite and not negative, to 15 bits of mantissa."""
+    return (scores + np.float32(0)).view(np.uint32) >> np.uint32(RESERVE_SHIFT) | np.uint32(RESERVE_KEY)
 
 
 def score_of(key: int) -> float | None:

@@ -4,40 +4,47 @@ In: one message of every rank, in rank order. Out: one reply for all of them, or
 counts: payloads are kilobytes whatever the tables' size. It is pure: no Ray, no clock, no files; the Ray actor
 (`actor.py`) and the process group (`client.py`) are two ways to bring messages here.
 
-The live count is exact: with a global budget, as many entries grow as were dropped, and where fewer can grow, the
-strongest dropped ones are restored.
+The live count is exact, that of the schedule: where it falls, more entries are dropped than grow; else as many grow as
+were dropped; and where fewer can grow, the strongest dropped ones are restored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from hse_dist.config import SparsitySettings
 from hse_dist.errors import ProtocolError
-from hse_dist.sparsity.messages import Close, Closed, Failed, Histogram, Message, Open, Plan, Purpose
-from hse_dist.sparsity.schedule import drop_fraction
+from hse_dist.sparsity.budget import RowNumbers, divide, row_numbers, rows_compete
+from hse_dist.sparsity.messages import Close, Closed, Event, Failed, Histogram, Message, Open, Plan, Purpose
+from hse_dist.sparsity.schedule import LiveCounts, drop_fraction, live_after, only_falls_at, start_counts
 from hse_dist.sparsity.selection import Counts, Query, RadixSelection, Selection, score_of
 
 LARGEST: dict[Purpose, bool] = {"drop": False, "grow": True, "restore": True}
 """Which end of the order each selection takes."""
 
 
-def note(total: Mapping[str, int], offered: int) -> str | None:
-    """Why a rewire changed nothing; None where it did.
+def note(total: Mapping[str, int], offered: int, fraction: float) -> str | None:
+    """Why a rewire moved nothing; None where it did, or should not.
 
     Args:
         total: entries `dropped`, `grown`, … of all ranks. offered: positions that were not live and could have grown.
+        fraction: of the live entries, that was to move.
     """
     if not total["dropped"]:
         return "nothing was dropped: no entry with a score is above its row's floor, or the fraction is too small"
     if total["grown"]:
         return None
+    if not total["restored"]:  # all that was dropped is by what the number falls
+        return "nothing moved: no other entry has a score, or the fraction is too small" if fraction else None
+    back = "what was dropped came back" if total["restored"] == total["dropped"] else "what was to move came back"
     if not offered:
-        return "nothing grew: there was no candidate; what was dropped came back"
-    return "nothing grew: every candidate's row is at its ceiling; what was dropped came back"
+        return f"nothing grew: there was no candidate; {back}"
+    return f"nothing grew: every candidate's row is at its ceiling; {back}"
 
 
 class SparsityServer:
@@ -55,7 +62,7 @@ class SparsityServer:
         self.journal: list[dict[str, Any]] = []
         self._order: list[int] = []
         self._live = 0
-        self._plan = Plan(0, 0, 0.0)
+        self._plan = Plan(0, 0, 0, 0.0)
         self._selection: RadixSelection | None = None
         self._cut: RadixSelection | None = None
         self._purpose: Purpose | None = None
@@ -83,23 +90,52 @@ class SparsityServer:
             )
         first = messages[0]
         if isinstance(first, Open):
-            return [self._open(messages)] * self.ranks  # type: ignore[arg-type]
+            return self._open(messages)  # type: ignore[arg-type]
+        if isinstance(first, Event):
+            return [self._record(messages)] * self.ranks  # type: ignore[arg-type]
         if isinstance(first, Histogram):
             return self._histogram(messages)  # type: ignore[arg-type]
         return [self._close(messages)] * self.ranks  # type: ignore[arg-type]
 
-    def _open(self, messages: Sequence[Open]) -> Plan:
-        steps = {message.step for message in messages}
-        if len(steps) != 1:
-            raise ProtocolError(f"Ranks want to rewire at different steps: {sorted(steps)}.")
+    def _open(self, messages: Sequence[Open]) -> list[Plan]:
+        given = {message.step for message in messages}
+        if len(given) != 1:
+            raise ProtocolError(f"Ranks want to rewire at different steps: {sorted(given)}.")
+        (step,) = given
         # canonical order: by first row; a rank without rows may stand anywhere
         self._order = sorted(range(self.ranks), key=lambda rank: (messages[rank].first_row, rank))
-        self._live = sum(message.live for message in messages)
-        fraction = drop_fraction(self.settings.schedule, messages[0].step, self.steps)
+        before = sum(message.live for message in messages)
+        self._live = self._scheduled(before, step)
+        schedule, steps = self.settings.schedule, self.steps
+        fraction = 0.0 if only_falls_at(self.settings, step, steps) else drop_fraction(schedule, step, steps)
         droppable = sum(message.droppable for message in messages)
-        self._plan = Plan(self.version + 1, min(int(fraction * self._live), droppable), fraction)
+        fewer = before - self._live
+        moved = min(int(fraction * self._live), max(droppable - fewer, 0))
+        self._plan = Plan(self.version + 1, fewer + moved, moved, fraction)
         self._selection, self._purpose, self._results = None, None, {}
-        return self._plan
+        rows = self._rows(messages) if fewer and not rows_compete(self.settings.budget) else [None] * self.ranks
+        return [replace(self._plan, rows=own) for own in rows]
+
+    def _scheduled(self, live: int, step: int) -> int:
+        """How many of the `live` entries the schedule leaves after the rewire of `step`."""
+        counts = start_counts(self.journal)
+        return live if counts is None else min(live, live_after(self.settings.schedule, counts, step, self.steps))
+
+    def _rows(self, messages: Sequence[Open]) -> list[RowNumbers]:
+        """What each rank's rows are cut down to."""
+        given = [np.empty(0, np.int64) if one.rows_by_live is None else one.rows_by_live for one in messages]
+        by_rank = np.array(list(zip_longest(*given, fillvalue=0)), np.int64).reshape(-1, self.ranks).T
+        numbers = row_numbers(by_rank.sum(0), self._live, self.settings.budget.floor)
+        parts = dict(zip(self._order, divide(numbers, by_rank[self._order]), strict=True))
+        return [parts[rank] for rank in range(self.ranks)]
+
+    def _record(self, messages: Sequence[Event]) -> Closed:
+        first = messages[0]
+        if any(message != first for message in messages):
+            raise ProtocolError(f"Ranks disagree on the {first.kind} of step {first.step}.")
+        self.version += 1
+        self.journal.append({"version": self.version, "step": first.step, "kind": first.kind, **first.facts})
+        return Closed(self.version, self.journal[-1])
 
     def _histogram(self, messages: Sequence[Histogram]) -> list[Query | Selection]:
         (purpose,) = {message.purpose for message in messages} if messages else {None}
@@ -119,8 +155,8 @@ class SparsityServer:
         if purpose == "drop":
             return self._plan.drop
         if purpose == "grow":
-            return self._plan.drop
-        return self._plan.drop - self._results["grow"].count
+            return self._plan.grow
+        return self._plan.grow - self._results["grow"].count
 
     def _close(self, messages: Sequence[Close]) -> Closed:
         total = {
@@ -129,7 +165,7 @@ class SparsityServer:
         }
         if total["live"] != self._live:
             raise ProtocolError(
-                f"After rewire {self.version + 1} there are {total['live']} live entries, but {self._live} before."
+                f"After rewire {self.version + 1} there are {total['live']} live entries, not {self._live}."
             )
         self.version += 1
         thresholds = {purpose: score_of(selection.threshold) for purpose, selection in self._results.items()}
@@ -142,7 +178,7 @@ class SparsityServer:
                 "policy": policy,
                 "fraction": self._plan.fraction,
                 "thresholds": thresholds,
-                "note": note(total, offered),
+                "note": note(total, offered, self._plan.fraction),
                 **total,
                 **messages[0].facts,
             }
@@ -164,11 +200,10 @@ class SparsityServer:
             raise ProtocolError("Histograms of a start came before its selection was begun.")
         return self._cut.feed(histograms)
 
-    def record_start(self, kind: str, live: int) -> None:
+    def record_start(self, kind: str, counts: LiveCounts) -> None:
         """Open the journal with the start, version 0."""
-        self.journal = [
-            {"version": 0, "step": 0, "start": kind, "policy": {"budget": self.settings.budget.kind}, "live": live}
-        ]
+        policy, live = {"budget": self.settings.budget.kind}, {"live": counts.start, "goal": counts.goal}
+        self.journal = [{"version": 0, "step": 0, "start": kind, "policy": policy, **live}]
 
     def state_dict(self) -> dict[str, Any]:
         """Version and journal, as JSON can hold them; valid between rewires."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hse_dist.sparsity.growth import Floats, Ints
-from hse_dist.sparsity.selection import Keys, Selection
+from hse_dist.sparsity.selection import RESERVE_KEY, Keys, Selection
 from hse_dist.sparsity.slots import drop_keys, take
 from hse_dist.tables.sharded import OwnedRows
 
@@ -123,11 +123,11 @@ class SlotKeys:
             self.keep(index, block.keys)
         return counts
 
-    def counts(self) -> Ints:
-        """Keys of each row, int64 [rows]."""
+    def scored(self) -> Ints:
+        """Keys of each row that are of a score, int64 [rows]."""
         found = np.empty(len(self.live), np.int64)
         for _, block in self.blocks():
-            ends = np.concatenate([[0], np.cumsum(block.keys != 0)])
+            ends = np.concatenate([[0], np.cumsum(block.keys - np.uint32(1) < RESERVE_KEY - 1)])
             found[block.first : block.last] = np.diff(ends[block.rows.offsets])
         return found
 

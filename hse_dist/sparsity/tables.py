@@ -18,13 +18,27 @@ from hse_dist.sparsity.budget import rows_compete
 from hse_dist.sparsity.start import StartFolder
 from hse_dist.sparsity.start.folder import RANGE_ROWS
 from hse_dist.tables.layout import RowLayout
+from hse_dist.tables.repack import lengths_needed
 from hse_dist.tables.sharded import DenseTable, PackedTable
 
 log = logging.getLogger(__name__)
 
 
-def make_table(config: Config, rows: int, start: StartFolder | None, ranks: Ranks) -> PackedTable | DenseTable:
-    """The item table of `config`, holding its start; a dense one has no start folder and begins at random."""
+def layout_state(table: PackedTable | DenseTable) -> dict[str, np.ndarray]:
+    """What a checkpoint says of the table's layout: a repack may have changed it."""
+    if isinstance(table, DenseTable):
+        return {}
+    return {"chunks_of_rows": np.diff(table.layout.offsets.cpu().numpy()).astype(np.int32)}
+
+
+def make_table(
+    config: Config, rows: int, start: StartFolder | None, ranks: Ranks, state: dict[str, np.ndarray] | None = None
+) -> PackedTable | DenseTable:
+    """The item table of `config`, holding its start; a dense one has no start folder and begins at random.
+
+    Args:
+        state: `layout_state()` of a checkpoint that will fill the table.
+    """
     settings = config.tables.item
     if start is None:
         assert isinstance(settings.dims, int)
@@ -33,17 +47,22 @@ def make_table(config: Config, rows: int, start: StartFolder | None, ranks: Rank
         dense.local_values().normal_(generator=generator)
         dense.local_values().div_(settings.dims**0.5)
         return dense
-    lengths = np.ceil(start.live(0, rows) * (1.0 + settings.slack)).astype(np.int64)
+    if state is not None:
+        lengths = state["chunks_of_rows"].astype(np.int64) * settings.chunk_width
+    else:
+        lengths = lengths_needed(start.live(0, rows), settings.slack)
     layout = RowLayout.from_lengths(lengths, settings.chunk_width)
     sparsity = config.sparsity
-    if rows_compete(sparsity.budget) and sparsity.schedule.kind != "static" and layout.slots == start.live_entries:
+    moves_alone = rows_compete(sparsity.budget) and sparsity.schedule.kind == "fixed"
+    if moves_alone and layout.slots == start.live_entries:
         log.warning("No row has a free slot, so rows cannot grow at others' cost: raise tables.item.slack")
     with_gains = config.model.row_norm == "free"
     table = PackedTable(
         layout, start.dims, ranks, config.train, settings.sharding, with_gains=with_gains, wire=settings.wire
     )
-    table.set_gains(start.gains)
-    fill(table, start)
+    if state is None:
+        table.set_gains(start.gains)
+        fill(table, start)
     return table
 
 

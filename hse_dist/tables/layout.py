@@ -3,8 +3,8 @@
 In: the capacity of every row, in slots. Out: `RowLayout`, which turns rows into chunk ids.
 
 A TorchRec table has one width, rows have different lengths; so a row is a run of consecutive chunks of w slots, found
-by an offsets array of 8 bytes a row that every rank holds. Capacity is given once, at the start; a rewire moves live
-entries within it.
+by an offsets array of 8 bytes a row that every rank holds. Capacity is given at the start, and anew by a repack; a
+rewire moves live entries within it.
 
 Shapes: C candidates, N chunks of them, w slots a chunk.
 """

@@ -140,6 +140,16 @@ class DenseTable(ShardedTable):
         return self.rows * self.dims
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a packed table is made, whatever its layout."""
+
+    train: TrainSettings
+    sharding: str
+    with_gains: bool
+    wire: WireSettings
+
+
 class PackedTable(ShardedTable):
     """Rows of live entries in chunks."""
 
@@ -156,6 +166,7 @@ class PackedTable(ShardedTable):
     ) -> None:
         layout = RowLayout(layout.offsets.to(ranks.device), layout.width)
         wire = wire or WireSettings()
+        self.recipe = Recipe(train, sharding, with_gains, wire)
         (values, gradients), columns = value_codecs(wire, layout.width), Columns(dims)
         sharders = make_sharders(train, registry(values, gradients), registry(columns, Codec()))
         super().__init__(PackedCollection(layout, dims, with_gains=with_gains), ranks, sharders, train, sharding)
@@ -184,6 +195,16 @@ class PackedTable(ShardedTable):
             )
             self.module.module.wire = replace(self.module.module.wire, residuals=self.residuals)
         self.residuals.load_state_dict(state)
+
+    def forget_residuals(self) -> None:
+        """Owe nothing."""
+        if self.residuals is not None:
+            self.residuals.values.zero_()
+
+    def bytes_of_chunks(self, chunks: int) -> int:
+        """Memory of so many chunks on all ranks: values, columns and the values' accumulators."""
+        width = self.layout.width
+        return 4 * chunks * (2 * width + (width if self.state_a_slot else 1))
 
     def local_columns(self) -> Tensor:
         """This rank's shard of the columns: float32 [chunks, w], `dims` in free slots."""
@@ -234,8 +255,8 @@ class PackedTable(ShardedTable):
         if self.lent:
             values, columns = self.local_values().view(-1), _whole_numbers(self.local_columns().view(-1))
         else:
-            values = self._gather_chunks(self._local("values")).flatten().to("cpu", copy=True)
-            columns = self._gather_chunks(self._local("columns")).to(torch.int32).flatten().cpu()
+            values = self.gather_chunks(self._local("values")).flatten().to("cpu", copy=True)
+            columns = self.gather_chunks(self._local("columns")).to(torch.int32).flatten().cpu()
         offsets = self.layout.offsets[first : last + 1].cpu().numpy() * self.layout.width
         offsets -= int(offsets[0])
         return OwnedRows(first, last, offsets, values.numpy(), columns.numpy(), self.dims)
@@ -251,7 +272,7 @@ class PackedTable(ShardedTable):
             return
         values = torch.from_numpy(rows.values).view(-1, self.layout.width).to(self.ranks.device)
         columns = torch.from_numpy(rows.columns).view(-1, self.layout.width).to(self.ranks.device, torch.int32)
-        accumulators = self._slot_accumulators()
+        accumulators = [shard for shard in self.accumulators("values") if shard.shape == self._local("columns").shape]
         before = self._local("columns").clone() if accumulators else None
         self._scatter_chunks(values, self._local("values"))
         self._scatter_chunks(columns, self._local("columns"))
@@ -265,24 +286,33 @@ class PackedTable(ShardedTable):
             _floats(self.local_columns().view(-1))
         return lent
 
-    def _slot_accumulators(self) -> list[Tensor]:
-        """Accumulators of this rank's shard that have a number for each slot: one whose column changes begins anew."""
+    def accumulators(self, name: str) -> list[Tensor]:
+        """The optimizer's accumulators of this rank's shard of the collection `name`: [rows], or [rows, width] where
+        each slot has its own, which begins anew where a rewire changes the slot's column."""
         states = self.module.fused_optimizer.state_dict()["state"]
-        tensors = [tensor for name, state in states.items() if name.startswith("values.") for tensor in state.values()]
-        shards = [shard.tensor for tensor in tensors for shard in tensor.local_shards()]
-        return [shard for shard in shards if shard.shape == self._local("columns").shape]
+        tensors = [tensor for key, state in states.items() if key.startswith(f"{name}.") for tensor in state.values()]
+        found = [shard.tensor for tensor in tensors for shard in tensor.local_shards()]
+        empty = self._local(name)[:0]  # a rank without rows has no state, but takes part in its moves
+        return found or [empty.clone() if self.state_a_slot else empty.sum(1)]
+
+    def gain_shards(self) -> tuple[list[Tensor], int]:
+        """This rank's shard of the gains and its accumulators, each [rows, …]; its first row. Without gains none."""
+        if not self.with_gains:
+            return [], 0
+        first, _ = shard_ranges(self.plan, "gains", self.ranks.size)[self.ranks.rank]
+        return [self._local("gains"), *self.accumulators("gains")], first
 
     def _owner_ranges(self) -> list[tuple[int, int]]:
         """The half-open range of chunks whose rows each rank owns, in rank order."""
         offsets = self.layout.offsets
         return [(int(offsets[first]), int(offsets[last])) for first, last in self.row_ranges]
 
-    def _gather_chunks(self, shard: Tensor) -> Tensor:
+    def gather_chunks(self, shard: Tensor) -> Tensor:
         """From chunks as they are held to chunks as they are owned, [n, w]."""
         return self._move(shard, self.ranges, self._owner_ranges())
 
     def _scatter_chunks(self, owned: Tensor, shard: Tensor) -> None:
-        """The inverse of `_gather_chunks`, into `shard` in place."""
+        """The inverse of `gather_chunks`, into `shard` in place."""
         shard.copy_(self._move(owned, self._owner_ranges(), self.ranges))
 
     def _move(self, chunks: Tensor, now: list[tuple[int, int]], then: list[tuple[int, int]]) -> Tensor:

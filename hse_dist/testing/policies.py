@@ -13,17 +13,20 @@ import numpy as np
 
 from hse_dist.config import Config, TrainSettings, parse_config
 from hse_dist.ranks import Ranks
+from hse_dist.sparsity.budget import row_numbers, rows_compete
 from hse_dist.sparsity.client import GroupTransport
 from hse_dist.sparsity.policies import POLICIES
+from hse_dist.sparsity.schedule import LiveCounts, live_after
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.tables.sharded import OwnedRows, PackedTable
 from hse_dist.testing.tables import Content, join
 from hse_dist.train.step import Trainer
 
 ROWS, DIMS, WIDTH, FLOOR, CEILING = 29, 300, 8, 2, 40
-REWIRES = 2
+REWIRES, STEPS = 2, 10
 CONTENT = Content.random(5, ROWS, DIMS, WIDTH, longest=20, long_rows={11: 160, 20: 48})
 COUNTS = 5000 // np.arange(1, ROWS + 1) ** 1
+FALL = LiveCounts(int(CONTENT.lengths.sum()), int(CONTENT.lengths.sum()) // 2)
 UNSEEN = (3, 20)
 """Rows that are no candidates in the window."""
 
@@ -33,13 +36,16 @@ Case = tuple[str, str, str]
 
 
 def cases() -> list[Case]:
-    """Every kind of the registry, alone; with rows that keep their numbers; and where nothing can grow."""
+    """Every kind of the registry, alone; with rows that keep their numbers; where nothing can grow; and those of drop
+    and budget where the number of live entries falls."""
     kinds = [(policy.setting.split(".")[1], policy.kind) for policy in POLICIES]
     kinds = [(section, kind) for section, kind in kinds if section in SECTIONS and kind != "none"]
     found = [(section, kind, "usual") for section, kind in kinds]
     found += [(section, kind, "by row") for section, kind in kinds if section != "budget"]
     found += [(section, kind, "nothing can grow") for section, kind in kinds if (section, kind) != ("grow", "random")]
-    more = [("drop", "magnitude", "popular"), ("drop", "movement", "popular"), ("grow", "momentum", "from memory")]
+    found += [(section, kind, "falls") for section, kind in kinds if section != "grow"]
+    more = [("drop", "sensitivity", "falls by row"), ("drop", "soft_threshold", "falls by row")]
+    more += [("drop", "magnitude", "popular"), ("drop", "movement", "popular"), ("grow", "momentum", "from memory")]
     return [*found, *more]
 
 
@@ -50,7 +56,9 @@ def config_of(case: Case) -> Config:
     sparsity["budget"] = {"floor": FLOOR, "ceiling": CEILING}
     sparsity["grow"] = {"window": 1, "explore": 6}
     sparsity["drop"] = {"popularity_power": 0.5} if situation == "popular" else {}
-    if situation == "by row":
+    if situation.startswith("falls"):
+        sparsity["schedule"] |= {"kind": "gradual", "fall": "linear", "fall_end": 0.4, "live_start": CEILING}
+    if situation.endswith("by row"):
         sparsity["budget"]["kind"] = "row"
     sparsity[section]["kind"] = kind
     item = {"dims": DIMS, "live": FLOOR, "chunk_width": WIDTH}
@@ -66,8 +74,12 @@ def rewires(ranks: Ranks, chosen: list[Case]) -> dict[Case, dict[str, Any]]:
 def _rewires(ranks: Ranks, case: Case, table: PackedTable) -> dict[str, Any]:
     config = config_of(case)
     table.put_back(CONTENT.owned(*table.row_ranges[ranks.rank]))
-    transport = GroupTransport(ranks, lambda: SparsityServer(config.sparsity, 10, ranks.size))
-    trainer = Trainer(config, table, transport, ranks, 10, counts=COUNTS)
+    server = SparsityServer(config.sparsity, STEPS, ranks.size)
+    if case[2].startswith("falls"):
+        server.record_start("random", FALL)
+    transport = GroupTransport(ranks, lambda: server)
+    trainer = Trainer(config, table, transport, ranks, STEPS, counts=COUNTS)
+    trainer.take_up(server.state_dict())
     history = []
     for step in range(1, REWIRES + 1):
         _see(trainer, ranks, step, nothing=case[2] == "nothing can grow" or (case[2] == "from memory" and step > 1))
@@ -76,8 +88,8 @@ def _rewires(ranks: Ranks, case: Case, table: PackedTable) -> dict[str, Any]:
         history.append((before, table.owned()))
         _train(table)
         if step == 1:  # another trainer takes up what this one remembers, as after a restart
-            trainer, old = Trainer(config, table, transport, ranks, 10, counts=COUNTS), trainer
-            trainer.version = old.version
+            trainer, old = Trainer(config, table, transport, ranks, STEPS, counts=COUNTS), trainer
+            trainer.take_up(transport.state_dict())
             trainer.load_own_state(old.own_state())
     return {"history": history, "server": transport.state_dict()}
 
@@ -128,20 +140,26 @@ def check(case: Case, step: int, before: OwnedRows, after: OwnedRows, entry: dic
     """
     settings, rows = config_of(case).sparsity, before.slot_rows()
     was, now = before.live, after.live
-    assert now.sum() == was.sum() == CONTENT.lengths.sum() == entry["live"], "the live count is not kept"
+    falls, expected = case[2].startswith("falls"), FALL.start
+    if falls:
+        expected = live_after(settings.schedule, FALL, step + 1, STEPS)
+    assert now.sum() == expected == entry["live"], "the live count is not that of the schedule"
+    fewer = int(was.sum()) - expected
+    assert (fewer > 0) == falls
     positions = rows[now] * DIMS + after.columns[now]
     assert len(np.unique(positions)) == len(positions), "a column occurs twice in a row"
     assert (after.values[~now] == 0).all(), "a free slot has a value"
     lengths, lengths_before = np.bincount(rows[now]), np.bincount(rows[was])
     assert (lengths >= np.minimum(lengths_before, FLOOR)).all(), "a row is below its floor"
     assert (lengths <= np.maximum(lengths_before, CEILING)).all(), "a row is above its ceiling"
-    if settings.budget.kind != "global":
-        assert np.array_equal(lengths, lengths_before), "a row's number is not kept"
-    assert entry["dropped"] == entry["grown"] + entry["restored"]
+    if not rows_compete(settings.budget):
+        own = row_numbers(np.bincount(lengths_before), expected, FLOOR).of(lengths_before) if falls else lengths_before
+        assert np.array_equal(lengths, own), "a row's number is not its own"
+    assert entry["dropped"] == entry["grown"] + entry["restored"] + fewer
     assert entry["policy"] == {name: getattr(settings, name).kind for name in SECTIONS}
     came = np.setdiff1d(positions, rows[was] * DIMS + before.columns[was])
     assert len(came) == entry["grown"]
-    if settings.drop.by_gradient:
+    if settings.drop.by_gradient and not (falls and not rows_compete(settings.budget)):
         kept = np.isin(rows[was] * DIMS + before.columns[was], positions)
         assert kept[np.isin(rows[was], UNSEEN)].all(), "an entry without a score was dropped"
     if case[2] == "nothing can grow":

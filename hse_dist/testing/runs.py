@@ -70,8 +70,9 @@ def store_of(config: Config) -> CheckpointStore:
 def read_checkpoint(ranks: Ranks, config: Config, checkpoint: Checkpoint, rows: int) -> dict[str, np.ndarray]:
     """Weights and optimizer state of this rank's shards by name; a collective call."""
     start = StartFolder(RunFolder(config).start) if config.tables.item.kind == "packed" else None
-    state = make_table(config, rows, start, ranks).state_dict()
-    store_of(config).load(checkpoint, state)
+    store = store_of(config)
+    state = make_table(config, rows, start, ranks, store.load_shared(checkpoint)).state_dict()
+    store.load(checkpoint, state)
     tensors = {**state["model"]}
     for name, parts in state.get("optimizer", {}).items():
         tensors.update({f"{name}:{key}": tensor for key, tensor in parts.items()})

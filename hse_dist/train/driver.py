@@ -20,6 +20,7 @@ from hse_dist.data.prepared import Prepared
 from hse_dist.errors import RunFolderError
 from hse_dist.evaluate.starts import worth
 from hse_dist.run_folder import RunFolder
+from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import make_start
 from hse_dist.sparsity.start.cut import NewSelection
@@ -87,5 +88,5 @@ def _make_start(config: Config, folder: RunFolder, actor: Any) -> dict[str, Any]
     prepared = Prepared(config.data.folder)
     start = make_start(config, prepared, folder.start, new_selection, partial(worth, prepared))
     log.info("The start %s is there after %.1f s", config.sparsity.start, time.perf_counter() - began)
-    server.record_start(config.sparsity.start, start.live_entries)
+    server.record_start(config.sparsity.start, live_counts(config, start.live_entries, start.rows))
     return server.state_dict()

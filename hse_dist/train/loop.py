@@ -24,6 +24,7 @@ from hse_dist.evaluate.ranking import rank_users
 from hse_dist.files import new_file
 from hse_dist.ranks import KINDS
 from hse_dist.run_folder import RunFolder
+from hse_dist.sparsity.tables import layout_state
 from hse_dist.train.metrics import MetricsLog, Progress, Waiting
 from hse_dist.train.step import StepResult, Trainer
 
@@ -71,7 +72,6 @@ class Loop:
     store: CheckpointStore
     folder: RunFolder
     report: Report
-    live: int
     step: int = 0
     metric: float | None = None
     start_metric: float | None = None
@@ -98,7 +98,6 @@ class Loop:
         try:
             if resumed is None:
                 self._validate(metrics)
-                self.start_metric = self.metric
                 self._save()
                 self.metric = None
             if not self._out_of_patience():
@@ -115,7 +114,7 @@ class Loop:
             "best_step": best.step,
             "start_valid": self.start_metric,
             "best_valid": best.metric,
-            "live_entries": self.live,
+            "live_entries": self.trainer.live,
             "wait_share": max(self.ranks.gather(self.waiting.share)),
             "wire_bytes": self._wire_bytes(),
         }
@@ -182,7 +181,7 @@ class Loop:
         if self.ranks.rank == 0:
             steps, sent = together.steps // self.ranks.size, _by_kind(together.wire_in_all)
             loss = together.loss / together.steps
-            values = progress.line(self.step, loss, together.users, self.live, sent, max(waits))
+            values = progress.line(self.step, loss, together.users, self.trainer.live, sent, max(waits))
             values["wire_bytes_per_step"] = _by_kind(together.wire // max(steps, 1))
             metrics.write("train", self.step, values)
 
@@ -192,9 +191,12 @@ class Loop:
         trainer = self.trainer
         found = rank_users(trainer.table, trainer.model, self.prepared, "valid", self.config.evaluate, self.ranks)
         values = found.result()
-        self.metric = float(values[self.config.evaluate.metric])
-        self.worse = 0 if self.metric > self.best else self.worse + 1
-        self.best = max(self.best, self.metric)
+        metric = float(values[self.config.evaluate.metric])
+        if self.step == 0:
+            self.start_metric = metric
+        if trainer.within_budget:  # a table that is yet to lose entries is not what is to be judged
+            self.metric, self.worse = metric, 0 if metric > self.best else self.worse + 1
+            self.best = max(self.best, metric)
         metrics.write("validate", self.step, {name: values[name] for name in ("ndcg@100", "recall@20", "recall@50")})
 
     def _save(self) -> None:
@@ -209,7 +211,8 @@ class Loop:
             "worse": self.worse,
         }
         own = {**self.trainer.own_state(), "totals": self.totals.row()}
-        path = self.store.save(self.trainer.table.state_dict(), own, facts, self.ranks)
+        table = self.trainer.table
+        path = self.store.save(table.state_dict(), own, facts, self.ranks, layout_state(table))
         if self.ranks.rank == 0:
             _write_journal(self.folder, self.trainer.journal(server["journal"]))
         self.report({"step": self.step, "valid": self.metric}, str(path))

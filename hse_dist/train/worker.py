@@ -37,7 +37,10 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     folder = RunFolder(config)
     prepared = Prepared(config.data.folder)
     start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
-    table = make_table(config, prepared.items, start, ranks)
+    store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
+    resumed, ahead, state = store.latest(), 0, arguments["server_state"]
+    layout = store.load_shared(resumed) if resumed is not None else None
+    table = make_table(config, prepared.items, start, ranks, layout)
     stream = HistoryStream(
         prepared,
         config.data.stream,
@@ -47,17 +50,15 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
         ranks=ranks.size,
     )
     steps = sum(stream.batches_in(epoch) for epoch in range(config.train.epochs))
-    store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
-    resumed, ahead, state = store.latest(), 0, arguments["server_state"]
     if resumed is not None:
         stream.load_state_dict(resumed.facts["stream"])
         ahead = steps - steps_left(stream, config.train.epochs) - resumed.step
         state = resumed.facts["server"]
     transport = join_server(config, arguments.get("server"), ranks, steps, state)
     trainer = Trainer(config, table, transport, ranks, steps, ahead, prepared.counts())
-    trainer.version = state["version"]
+    trainer.take_up(state)
     report = reporter(ranks, config.cluster.workers > 0)
-    loop = Loop(config, trainer, stream, prepared, store, folder, report, table.live_entries())
+    loop = Loop(config, trainer, stream, prepared, store, folder, report)
     return loop.run(resumed)
 
 

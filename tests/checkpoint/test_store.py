@@ -130,6 +130,8 @@ DAMAGES = {
     "torn tensors": lambda folder: next(folder.glob("*.distcp")).write_bytes(b"PK"),
     "no tensors": lambda folder: next(folder.glob("*.distcp")).unlink(),
     "torn own": lambda folder: next(folder.glob("rank-*.npz")).write_bytes(b"PK\x03\x04 half of it"),
+    "no layout": lambda folder: (folder / "shared.npz").unlink(),
+    "torn layout": lambda folder: (folder / "shared.npz").write_bytes(b"PK\x03\x04 half of it"),
     "empty own": lambda folder: next(folder.glob("rank-*.npz")).write_bytes(b""),
 }
 
@@ -146,6 +148,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, damage):
             assert found is not None
             store.load(found, {"table": torch.zeros(3)})
             store.load_own(found, ranks)
+            store.load_shared(found)
 
     run_ranks(work, 1)
 

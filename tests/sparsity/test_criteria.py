@@ -12,7 +12,7 @@ from hse_dist.errors import NumericError
 from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.model.fused import Histories
 from hse_dist.sparsity.criteria import Evidence, LiveSightings, popularity_of, score_keys, weigh
-from hse_dist.sparsity.selection import Selection, order_keys, score_of
+from hse_dist.sparsity.selection import RESERVE_KEY, Selection, order_keys, score_of
 from hse_dist.sparsity.shrink import freed_below, shrink
 from hse_dist.tables.block import SparseRows
 from hse_dist.tables.sharded import OwnedRows
@@ -62,6 +62,20 @@ def test_keys_have_the_order_of_the_formula(kind: str, power: float) -> None:
         expected.append(score * ((20 - row) ** 2 / 400) ** power)
         assert score_of(int(keys[slot])) == pytest.approx(expected[-1], rel=1e-5)
     assert len(expected) > 20 and (keys[~owned.live] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["sensitivity", "movement", "fisher"])
+def test_where_the_number_falls_what_no_step_saw_goes_last_by_magnitude(kind: str) -> None:
+    owned, gains = CONTENT.owned(FIRST, LAST), CONTENT.gains[FIRST:LAST]
+    positions, sums = seen_of(owned)
+    plain, reserve = Evidence(positions, sums, first=FIRST), Evidence(positions, sums, first=FIRST, reserve=True)
+    (keys, _), (more, _) = (score_keys(DropSettings(kind=kind), one, 0, 1)(owned, gains) for one in (plain, reserve))
+    unseen = owned.live & (keys == 0)
+    assert unseen.sum() > 10 and np.array_equal(more[~unseen], keys[~unseen])
+    assert more[unseen].min() >= RESERVE_KEY > keys.max()
+    sizes = np.abs(owned.values[unseen]) * np.sqrt(np.abs(gains))[owned.slot_rows()[unseen] - FIRST]
+    assert (np.diff(more[unseen][np.argsort(sizes)].astype(np.int64)) >= 0).all()
+    assert score_of(int(more[unseen][0])) is None
 
 
 def test_random_keys_depend_on_seed_version_and_position_alone() -> None:

@@ -13,7 +13,10 @@ from hse_dist.testing.ranks import run_ranks
 
 CASES = cases()
 # where rows decide for themselves, or all comes back, ranks have little to agree on: one such case stands for all
-ON_MANY = [case for case in CASES if case[2] not in ("by row", "nothing can grow") or case[1] == "soft_threshold"]
+ON_TWO = [case for case in CASES if case[2] not in ("by row", "nothing can grow") or case[1] == "soft_threshold"]
+# what more ranks could make different is how sums and ties are spread, whatever the situation
+ON_MORE = [case for case in ON_TWO if case[2] == "usual" or case[1] == "soft_threshold"]
+ON = {1: CASES, 2: ON_TWO, 4: ON_MORE}
 
 
 def name(case: Case) -> str:
@@ -22,20 +25,23 @@ def name(case: Case) -> str:
 
 @cache
 def run(ranks: int) -> list[dict[Case, dict[str, Any]]]:
-    return run_ranks(rewires, ranks, CASES if ranks == 1 else ON_MANY)
+    return run_ranks(rewires, ranks, ON[ranks])
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_a_rewire_keeps_its_promises(case: Case) -> None:
     journal = run(1)[0][case]["server"]["journal"]
+    journal = [entry for entry in journal if entry["version"]]
     assert [entry["version"] for entry in journal] == [1, 2]
     for step in range(REWIRES):
         check(case, step, whole(run(1), case, step, 0), whole(run(1), case, step, 1), journal[step])
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("case", ON_MANY, ids=name)
+@pytest.mark.parametrize(
+    ("case", "ranks"),
+    [pytest.param(case, ranks, id=f"{name(case)} on {ranks}") for ranks in (2, 4) for case in ON[ranks]],
+)
 def test_decisions_are_the_same_on_any_number_of_ranks(case: Case, ranks: int) -> None:
     for step in range(REWIRES):
         one, many = whole(run(1), case, step, 1), whole(run(ranks), case, step, 1)

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from hse_dist.config import BudgetSettings, GrowSettings, ScheduleSettings, SparsitySettings
 from hse_dist.errors import NumericError, ProtocolError
+from hse_dist.sparsity.budget import row_numbers
 from hse_dist.sparsity.growth import SeenGradients, merge
-from hse_dist.sparsity.messages import Open
+from hse_dist.sparsity.messages import Event, Open
 from hse_dist.sparsity.rewire import Candidates, rewire
+from hse_dist.sparsity.schedule import LiveCounts, live_after
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.slots import rescale_to_unit
 from hse_dist.tables.sharded import OwnedRows
@@ -69,11 +71,13 @@ def make_candidates(rng, rows: int, dims: int, count: int, *, ties: bool) -> Can
 
 
 def run(
-    rows: OwnedRows, bounds, candidates, config: SparsitySettings, gains, step=1
+    rows: OwnedRows, bounds, candidates, config: SparsitySettings, gains, step=1, goal=None
 ) -> tuple[OwnedRows, SparsityServer]:
-    """Rewire `rows` split at `bounds` over as many ranks."""
+    """Rewire `rows` split at `bounds` over as many ranks; `goal`: how many entries the schedule leaves in the end."""
     ranks = len(bounds) - 1
     server = SparsityServer(config, 10, ranks)
+    if goal is not None:
+        server.record_start("random", LiveCounts(int(rows.live.sum()), goal))
     transport = ThreadTransport(server, ranks)
     parts = [part(rows, bounds[i], bounds[i + 1]) for i in range(ranks)]
     failures: list[BaseException] = []
@@ -148,6 +152,96 @@ def test_promises_hold_and_do_not_depend_on_the_ranks(case, seed, ties, count):
     for bounds in ([0, 3, 8], [0, 0, 5, 5, 8]):
         many, _ = run(rows, bounds, candidates, config, gains)
         assert np.array_equal(one.columns, many.columns) and one.values.tobytes() == many.values.tobytes()
+
+
+FALLING = ScheduleSettings(
+    kind="gradual", live_start=64, interval=1, fall="linear", fall_end=0.5, stop=1.0, drop_fraction=0.4
+)
+FALLS = {
+    "global": SparsitySettings(budget=BudgetSettings(floor=2, ceiling=9), schedule=FALLING),
+    "row": SparsitySettings(budget=BudgetSettings(kind="row", floor=2), schedule=FALLING),
+    "popularity": SparsitySettings(budget=BudgetSettings(kind="popularity", floor=2), schedule=FALLING),
+    "random": SparsitySettings(schedule=FALLING, grow=GrowSettings(kind="random", explore=3)),
+    "none": SparsitySettings(schedule=FALLING, grow=GrowSettings(kind="none")),
+}
+
+
+@pytest.mark.parametrize("case", FALLS)
+@given(
+    seed=st.integers(0, 10**6), ties=st.booleans(), count=st.sampled_from([0, 60, 400]), step=st.sampled_from([1, 3, 5])
+)
+@settings(max_examples=25, deadline=None)
+def test_a_number_that_falls_is_exact_and_does_not_depend_on_the_ranks(case, seed, ties, count, step):
+    rng = np.random.default_rng(seed)
+    rows, config = make_rows(rng, 8, 20, 4, ties=ties), FALLS[case]
+    growing = case in ("global", "row", "popularity")
+    candidates = make_candidates(rng, 8, 20, count, ties=ties) if growing else None
+    gains, start = rng.normal(size=8).astype(np.float32), int(rows.live.sum())
+    goal = max(start // 2, 16)
+    if goal > start:
+        return
+    expected = live_after(config.schedule, LiveCounts(start, goal), step, 10)
+    one, server = run(rows, [0, 8], candidates, config, gains, step, goal)
+    assert one.live.sum() == expected == server.journal[-1]["live"]
+    entry = server.journal[-1]
+    if start > expected and entry["restored"] and not count and growing:
+        assert entry["note"] == "nothing grew: there was no candidate; what was to move came back"
+    assert start - expected == entry["dropped"] - entry["grown"] - entry["restored"]
+    lengths = np.bincount(rows.slot_rows(), one.live).astype(int)
+    before = np.bincount(rows.slot_rows(), rows.live).astype(int)
+    floor = config.budget.floor
+    assert (lengths >= np.minimum(before, floor)).all()
+    if case in ("row", "popularity"):
+        exact = before * expected / start
+        free = np.minimum(before, floor) < np.floor(exact)
+        if (exact >= np.minimum(before, floor)).all():  # no floor is in the way: every row's number is its own share
+            assert (np.abs(lengths - exact)[free] < 1).all()
+    if case == "none":
+        assert entry["note"] is None
+        kept = one.live & (one.columns == rows.columns)
+        assert np.array_equal(kept, one.live) and np.array_equal(one.values[kept], rows.values[kept])
+    for bounds in ([0, 3, 8], [0, 0, 5, 5, 8]):
+        many, _ = run(rows, bounds, candidates, config, gains, step, goal)
+        assert np.array_equal(one.columns, many.columns) and one.values.tobytes() == many.values.tobytes()
+
+
+def test_without_growth_the_globally_weakest_fall():
+    offsets = np.array([0, 4, 8])
+    values = np.array([1.0, 0.1, 0, 0, 0.5, 0.4, 0.3, 0], np.float32)
+    columns = np.array([0, 1, 9, 9, 0, 1, 2, 9], np.int32)
+    rows = OwnedRows(0, 2, offsets, values, columns, 9)
+    after, server = run(rows, [0, 2], None, FALLS["none"], np.ones(2, np.float32), 5, 3)
+    assert after.columns.tolist() == [0, 9, 9, 9, 0, 1, 9, 9]
+    assert server.journal[-1]["dropped"] == 2 and server.journal[-1]["grown"] == 0
+
+
+@given(rows=st.lists(st.integers(0, 30), min_size=1, max_size=40), share=st.floats(0, 1), floor=st.integers(1, 4))
+def test_rows_are_cut_in_proportion_to_an_exact_sum(rows, share, floor):
+    live = np.array(rows)
+    least = np.minimum(live, floor)
+    total = int(least.sum() + share * (live - least).sum())
+    numbers = row_numbers(np.bincount(live), total, floor).of(live)
+    assert numbers.sum() == total and (numbers >= least).all() and (numbers <= live).all()
+    order = np.argsort(live, kind="stable")
+    assert (np.diff(numbers[order])[np.diff(live[order]) > 0] >= -1).all()  # in proportion, up to the rounding
+    same = live[:, None] == live[None]
+    assert (np.abs(numbers[:, None] - numbers[None])[same] <= 1).all()
+
+
+def test_the_largest_remainders_are_rounded_up_first():
+    # 7, 5 and 3 cut to 10 of 15: 4.67, 3.33, 2
+    assert row_numbers(np.bincount([7, 5, 3]), 10, 1).of(np.array([7, 5, 3])).tolist() == [5, 3, 2]
+    # equal remainders: the first rows
+    assert row_numbers(np.bincount([5, 5, 5]), 10, 1).of(np.array([5, 5, 5])).tolist() == [4, 3, 3]
+
+
+def test_an_event_has_its_version_and_ranks_must_agree_on_it():
+    server = SparsityServer(SparsitySettings(), 10, 2)
+    closed = server.decide([Event(1, 4, "repack", {"chunks_before": 9, "chunks_after": 5})] * 2)[1]
+    assert closed.version == server.version == 1
+    assert server.journal == [{"version": 1, "step": 4, "kind": "repack", "chunks_before": 9, "chunks_after": 5}]
+    with pytest.raises(ProtocolError, match="disagree on the repack of step 5"):
+        server.decide([Event(2, 5, "repack", {"chunks_after": 5}), Event(2, 5, "repack", {"chunks_after": 4})])
 
 
 def test_the_weakest_go_and_the_strongest_come():

@@ -15,6 +15,7 @@ from hse_dist.data.prepared import Prepared
 from hse_dist.errors import NumericError, RunFolderError
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
+from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import StartFolder, make_start
 from hse_dist.tables.layout import RowLayout
@@ -223,7 +224,7 @@ def begin(config: Config) -> dict[str, Any]:
     folder.claim()
     server = SparsityServer(config.sparsity, 0, 1)
     start = make_start(config, Prepared(config.data.folder), folder.start, server.new_cut)
-    server.record_start(config.sparsity.start, start.live_entries)
+    server.record_start(config.sparsity.start, live_counts(config, start.live_entries, start.rows))
     return server.state_dict()
 
 

@@ -28,6 +28,7 @@ from hse_dist.data.prepared import HistoryBlock
 from hse_dist.errors import ConfigError, DataError
 from hse_dist.files import new_folder, write_json
 from hse_dist.sparsity.budget import row_lengths
+from hse_dist.sparsity.schedule import live_at_start
 from hse_dist.sparsity.selection import RadixSelection
 from hse_dist.sparsity.start.choose import Judge, best_of
 from hse_dist.sparsity.start.cut import Budget, Doubles, NewSelection, cut
@@ -122,7 +123,7 @@ def start_settings(config: Config, prepared: Histories) -> dict[str, Any]:
         "start": sparsity.start,
         "data": data,
         "dims": prepared.items if item.dims == "items" else item.dims,
-        "live": item.live,
+        "live": live_at_start(config),
         "row_norm": config.model.row_norm,
         "budget": sparsity.budget.model_dump(mode="json"),
         sparsity.start: own,
@@ -137,7 +138,7 @@ def _existing(folder: str | Path) -> StartFolder | None:
 
 
 def _check(config: Config, items: int, dims: int) -> None:
-    live, maximum = config.tables.item.live, config.sparsity.hse.max_items
+    live, maximum = live_at_start(config), config.sparsity.hse.max_items
     if dims > MAX_DIMS:
         raise ConfigError(
             f"A row would have {dims} columns, one for each item of the catalogue; {MAX_DIMS} is the most.",
@@ -149,7 +150,7 @@ def _check(config: Config, items: int, dims: int) -> None:
         raise ConfigError(
             f"A row has {dims} columns ({items} items in the catalogue), fewer than the live entries asked for.",
             cause="Ask for fewer, or for more dims.",
-            setting="tables.item.live",
+            setting="tables.item.live" if live == config.tables.item.live else "sparsity.schedule.live_start",
             value=live,
         )
     if config.sparsity.start == "hse" and items > maximum:
@@ -162,7 +163,7 @@ def _check(config: Config, items: int, dims: int) -> None:
 
 
 def _budget(config: Config, counts: Ints) -> Budget:
-    live, budget = config.tables.item.live, config.sparsity.budget
+    live, budget = live_at_start(config), config.sparsity.budget
     unit, total = config.model.row_norm == "unit", live * len(counts)
     if budget.kind == "row":
         return Budget(total, live, live, unit)
@@ -237,7 +238,7 @@ def _random(
     dims = prepared.items if item.dims == "items" else item.dims
     lengths = row_lengths(
         prepared.counts(),
-        total=item.live * prepared.items,
+        total=live_at_start(config) * prepared.items,
         power=budget.power if budget.kind == "popularity" else item.capacity_power,
         floor=budget.floor,
         ceiling=min(budget.ceiling, dims),
