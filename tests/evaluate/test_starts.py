@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import scipy.sparse as ss
 
 from hse_dist.config import parse_config
+from hse_dist.data.prepared import HistoryBlock
 from hse_dist.evaluate import starts
 from hse_dist.evaluate.starts import worth
 from hse_dist.sparsity.start import make_start
@@ -35,6 +37,10 @@ class Held:
 
     def matrix(self, split: str) -> ss.csr_matrix:
         return {"train": self.train, "valid": self.seen}[split]
+
+    def scan(self, split: str, *, batch_users: int) -> Iterator[HistoryBlock]:
+        x = self.matrix(split)
+        yield HistoryBlock(x.indptr.astype(np.int64), x.indices.astype(np.int64))
 
     def targets(self, split: str) -> ss.csr_matrix:
         assert split == "valid"

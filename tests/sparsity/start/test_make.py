@@ -189,6 +189,19 @@ def test_the_number_of_tasks_changes_no_byte(histories, small_ranges: int, tmp_p
     assert found[0] == found[1] == found[2] and len(found[0]) == 17
 
 
+def test_tasks_and_memory_change_no_byte_of_a_chosen_sampled_start(
+    histories, small_ranges: int, tmp_path: Path
+) -> None:
+    own = {"regularization": [0.01, 0.1], "history_power": 0.5, "max_history": 3, "entries": 20}
+    found = []
+    for tasks, memory in ((1, 1), (7, 64)):
+        settings = config("local_inverse", live=4, **own, tasks=tasks, memory_mb=memory)
+        start = make_start(settings, histories, tmp_path / str(tasks), judge=lambda one: one.live_entries - one.rows)
+        assert start.manifest["sampled_histories"] > 50 and start.manifest["shifted_patterns"] > 0
+        found.append(content(start.folder))
+    assert found[0] == found[1]
+
+
 @pytest.mark.ray
 def test_ray_tasks_change_no_byte(shared_ray, many_histories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config("local_inverse", entries=16)
