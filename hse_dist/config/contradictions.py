@@ -66,9 +66,10 @@ def _start(config: Config) -> Iterator[str]:
         yield 'sparsity.start = "local_inverse" has negative gains: set model.row_norm = "free"'
     if start in ("local_inverse", "hse") and item.dims != "items":
         yield f'sparsity.start = "{start}" has one column an item: set tables.item.dims = "items"'
-    several = isinstance(config.sparsity.local_inverse.regularization, tuple)
-    if start == "local_inverse" and several and config.data.split.valid == 0:
-        yield "sparsity.local_inverse.regularization chooses by validation users: set data.split.valid above 0"
+    if start != "random" and config.data.split.valid == 0:
+        own = config.sparsity.hse if start == "hse" else config.sparsity.local_inverse
+        if isinstance(own.regularization, tuple):
+            yield f"sparsity.{start}.regularization chooses by validation users: set data.split.valid above 0"
 
 
 def _budget(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:

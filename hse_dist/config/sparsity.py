@@ -48,8 +48,12 @@ class LocalInverseSettings(Settings):
 
 
 class HseSettings(Settings):
-    regularization: PositiveFloat = 200.0
-    """λ added to the diagonal of the Gram matrix."""
+    regularization: Choice = 200.0
+    """λ added to the diagonal of the Gram matrix; of several the start takes the best by validation nDCG@100."""
+    dropout: Fraction = 0.5
+    """As that of `local_inverse`; 0: as published."""
+    history_power: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """As that of `local_inverse`; 0: as published."""
     max_items: PositiveInt = 30_000
     """Largest catalogue that the exact factorization accepts (it is items × items on the driver)."""
 

@@ -2,7 +2,8 @@
 
 In: the binary histories. Out: triples (row, column, value) of the item embeddings, and their gains.
 
-With P = (XᵀX + λI)⁻¹ and d = diag P, EASE scores item j by -Σ_{i in x, i ≠ j} P_ij / d_j (Steck, WWW 2019). With
+With P = (XᵀWX + Λ)⁻¹ and d = diag P, EASE scores item j by -Σ_{i in x, i ≠ j} P_ij / d_j (Steck, WWW 2019; there
+Λ = λI and users have no weights W, see `weights.py` and `local_inverse.py` for those). With
 E Eᵀ = c · diag(d) - P the rows of E give the same: off the diagonal E Eᵀ is -P, its diagonal is taken away by the
 model's own-contribution term, and the gain is 1 / d_j. HSE (Van Balen & Goethals, WWW 2021) takes c = 2 and Cholesky.
 c · diag(d) - P need not be positive definite for c = 2; a larger c changes no score, so c is doubled until it is.
@@ -22,7 +23,9 @@ from scipy.linalg import lapack
 
 from hse_dist.errors import NumericError
 from hse_dist.sparsity.start.gram import lower_blocks
+from hse_dist.sparsity.start.local_inverse import Regularization
 from hse_dist.sparsity.start.triples import Triples
+from hse_dist.sparsity.start.weights import UNIT, weights_by_length
 
 Doubles = npt.NDArray[np.float64]
 
@@ -30,15 +33,21 @@ DOUBLINGS = 10
 """Tries for the multiple c of the diagonal: 2, 4, 8 …"""
 
 
-def factorize(histories: ss.csr_matrix, regularization: float) -> tuple[Doubles, Doubles, int]:
+def factorize(
+    histories: ss.csr_matrix, regularization: float, *, dropout: float = 0.0, history_power: float = 0.0
+) -> tuple[Doubles, Doubles, int]:
     """E [items, items], lower triangular float64; gains 1 / d float64 [items]; and the multiple c of the diagonal.
 
+    Args:
+        histories: X [users, items]. dropout: p, for p / (1 − p) · counts on the diagonal. history_power: β, for
+            histories of n items to count as n^−β.
+
     Raises:
-        NumericError: XᵀX + λI is not positive definite in float64.
+        NumericError: XᵀWX + Λ is not positive definite in float64.
     """
     for doubling in range(1, DOUBLINGS + 1):
         multiple = 2**doubling
-        factor = _inverse(histories, regularization)
+        factor = _inverse(histories, regularization, dropout, history_power)
         diagonal = factor.diagonal().copy()
         np.negative(factor, out=factor)
         np.fill_diagonal(factor, (multiple - 1) * diagonal)
@@ -48,14 +57,18 @@ def factorize(histories: ss.csr_matrix, regularization: float) -> tuple[Doubles,
     raise _not_positive(regularization)
 
 
-def _inverse(histories: ss.csr_matrix, regularization: float) -> Doubles:
+def _inverse(histories: ss.csr_matrix, regularization: float, dropout: float, history_power: float) -> Doubles:
     """The lower triangle of P, in Fortran order; what lies above the diagonal is of no use."""
-    items = histories.shape[1]
+    items, lengths = histories.shape[1], np.diff(histories.indptr)
+    weights = None
+    if history_power:
+        weights = weights_by_length(np.bincount(lengths), history_power)[lengths].astype(np.int32)
     gram = np.zeros((items, items), order="F")
-    for first, block in lower_blocks(histories):
+    for first, block in lower_blocks(histories, weights=weights):
         gram[first : first + block.shape[0]] = block.toarray()
-    counts = np.bincount(histories.indices, minlength=items)
-    np.fill_diagonal(gram, counts + regularization)
+    of_entries = None if weights is None else np.repeat(weights, lengths)
+    counts = np.bincount(histories.indices, of_entries, minlength=items)
+    np.fill_diagonal(gram, Regularization(regularization, dropout, UNIT if history_power else 1).diagonal(counts))
     gram, failed = lapack.dpotrf(gram, lower=1, overwrite_a=1)
     if failed:
         raise _not_positive(regularization)

@@ -86,7 +86,7 @@ def make_start(
         return found
     makers: dict[str, Callable[..., dict[str, Any]]] = {
         "local_inverse": partial(_local_inverse, judge=judge),
-        "hse": _hse,
+        "hse": partial(_hse, judge=judge),
         "random": _random,
     }
     with new_folder(folder) as target:
@@ -199,23 +199,46 @@ def _local_inverse(
             log.info("Of %d long histories a sample was counted; %d diagonals were raised.", sampled, shifted)
         return {"sampled_histories": sampled, "shifted_patterns": shifted, **made}
 
-    constants = settings.regularization
-    if isinstance(constants, float):
-        made = make(constants, target)
-    else:
-        made = best_of(constants, target, make, partial(_manifest, config, prepared), judge)
+    made = _of_one_or_several(settings.regularization, config, prepared, target, make, judge)
     shutil.rmtree(gram)
     return made
 
 
-def _hse(config: Config, prepared: Histories, target: Path, new_selection: NewSelection, seen: Seen) -> dict[str, Any]:
-    seen("factorize")
-    factor, gains, multiple = factorize(prepared.matrix("train"), config.sparsity.hse.regularization)
-    for index, triples in enumerate(strongest_entries(factor, _budget(config, prepared.counts()).ceiling)):
-        write_parts(triples, target / "work" / "parts", index)
-    del factor
-    seen("cut")
-    return {"diagonal_multiple": multiple, **_cut(config, prepared, target, gains, new_selection)}
+def _hse(
+    config: Config,
+    prepared: Histories,
+    target: Path,
+    new_selection: NewSelection,
+    seen: Seen,
+    *,
+    judge: Judge | None,
+) -> dict[str, Any]:
+    settings, ceiling = config.sparsity.hse, _budget(config, prepared.counts()).ceiling
+
+    def make(constant: float, folder: Path) -> dict[str, Any]:
+        seen("factorize")
+        own = {"dropout": settings.dropout, "history_power": settings.history_power}
+        factor, gains, multiple = factorize(prepared.matrix("train"), constant, **own)
+        for index, triples in enumerate(strongest_entries(factor, ceiling)):
+            write_parts(triples, folder / "work" / "parts", index)
+        del factor
+        seen("cut")
+        return {"diagonal_multiple": multiple, **_cut(config, prepared, folder, gains, new_selection)}
+
+    return _of_one_or_several(settings.regularization, config, prepared, target, make, judge)
+
+
+def _of_one_or_several(
+    constants: float | tuple[float, ...],
+    config: Config,
+    prepared: Histories,
+    target: Path,
+    make: Callable[[float, Path], dict[str, Any]],
+    judge: Judge | None,
+) -> dict[str, Any]:
+    if isinstance(constants, float):
+        return make(constants, target)
+    return best_of(constants, target, make, partial(_manifest, config, prepared), judge)
 
 
 def _cut(

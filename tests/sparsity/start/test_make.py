@@ -25,8 +25,7 @@ def config(start: str, *, live: int = 8, budget: dict[str, Any] | None = None, *
     if start == "random":
         table |= own
     else:
-        alike = {"history_power": 0.0, "dropout": 0.0} if start == "local_inverse" else {}
-        sparsity[start] = {"regularization": 5.0, **alike, **own}
+        sparsity[start] = {"regularization": 5.0, "history_power": 0.0, "dropout": 0.0, **own}
     return parse_config({"tables": {"item": table}, "sparsity": sparsity}, "test")
 
 
@@ -103,10 +102,13 @@ def test_refit_values_are_the_best_on_what_the_cut_left(histories, small_ranges:
     assert same >= 40
 
 
-def test_weighted_histories_and_dropout_score_like_weighted_ease(histories, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "entries"), [("local_inverse", {"entries": 12}), ("hse", {})])
+def test_weighted_histories_and_dropout_score_like_weighted_ease(
+    histories, tmp_path: Path, kind: str, entries: dict[str, int]
+) -> None:
     histories = type(histories)(histories.matrix("train")[:, :12])
-    own = {"entries": 12, "history_power": 0.5, "dropout": 0.2}
-    start = make_start(config("local_inverse", live=12, budget={"ceiling": 12}, **own), histories, tmp_path / "start")
+    own = {**entries, "history_power": 0.5, "dropout": 0.2}
+    start = make_start(config(kind, live=12, budget={"ceiling": 12}, **own), histories, tmp_path / "start")
     x = histories.matrix("train").toarray().astype(np.float64)
     weight = np.maximum(x.sum(1), 1) ** -0.5
     weight *= x.sum() / (weight @ x.sum(1))
@@ -141,6 +143,15 @@ def test_the_judge_chooses_the_regularization(histories, small_ranges: int, tmp_
     assert (
         make_start(config("local_inverse", regularization=order), histories, tmp_path / "s").rows == 50
     )  # it is there
+
+
+def test_the_judge_chooses_the_regularization_of_the_exact_start(histories, tmp_path: Path) -> None:
+    worths = iter([0.3, 0.5, 0.4])
+    several = config("hse", regularization=[1.0, 5.0, 20.0])
+    start = make_start(several, histories, tmp_path / "s", judge=lambda _: next(worths))
+    assert start.manifest["regularization"] == 5.0
+    alone = content(make_start(config("hse"), histories, tmp_path / "alone").folder)
+    assert all(alone[name] == data for name, data in content(start.folder).items() if name != "manifest.json")
 
 
 def test_a_row_budget_keeps_each_rows_strongest(histories, tmp_path: Path) -> None:
