@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hse_dist.config.base import Fraction, Settings
 
@@ -23,6 +23,9 @@ class ModelSettings(Settings):
     """Rows of length 1 without gains (ELSA), or free rows with a gain an item (contains HSE and EASE)."""
     input_dropout: Fraction = 0.0
     """Share of a history that is hidden from the input, not from the target."""
+    history_power: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
+    """β: a history of n items counts as n^(1 − β) in the loss, as it does in the Gram matrix of a start whose
+    `history_power` is β; 1: all users count alike."""
     score_clip: PositiveFloat | None = None
     """Scores are clipped to ± this before the loss."""
     user_entries: PositiveInt | None = None
@@ -50,9 +53,12 @@ class TrainSettings(Settings):
     warm_accumulator: NonNegativeFloat = 0.0
     """First value of the optimizer's accumulator; protects a good start from a first step of full size."""
     evaluate_every: PositiveInt = 1
-    """Epochs between validations; the best checkpoint by validation is the result."""
+    """Epochs between validations; the best checkpoint by these is the result."""
+    better_by: NonNegativeFloat = 1.0
+    """By how many standard errors of the mean difference over the validation users a checkpoint must be better than the
+    best one before it to take its place; 0: by anything."""
     patience: NonNegativeInt = 0
-    """Validations without a better one after which training stops; 0: never."""
+    """Validations without a higher mean after which training stops; 0: never."""
     checkpoint_every: NonNegativeInt = 0
     """Steps between checkpoints beside those at each validation; 0: none."""
     log_every: PositiveInt = 10

@@ -28,6 +28,9 @@ from hse_dist.model.kernels import CosineLoss, Strongest
 from hse_dist.model.operators import DenseOperators, Operators, SparseOperators, columns_in_use
 from hse_dist.tables.block import DenseRows, SparseRows
 
+SMALLEST = 1e-300
+"""Divides the shares of a batch that has no history."""
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -37,7 +40,7 @@ class Activations:
         operators: the block's operators, with the columns' renumbering.
         positions, user: the N users' histories as they were pooled, int64 [L] each (after dropout).
         users: N.
-        scale: users with a history in the batch, by those among the N: what makes a sum over the N an estimate of the
+        scale: what the batch's users count for, by what the N do: what makes a sum over the N an estimate of the
             loss's gradient, which is that of a mean.
         blocks: transposed user vectors [K, b] and scores [C, b] of blocks of users, N or more, of the plain path.
         kept: what the compiled sweep left; None: the plain path was taken.
@@ -110,9 +113,8 @@ class Autoencoder:
             generator: of the input dropout; None: no dropout.
             collect: of so many users keep what `Activations.matrices` gives; and columns that only candidates use.
         """
-        lengths = batch.offsets.diff()
-        trained = max(int((lengths > 0).sum()), 1)
-        histories = Histories(batch.offsets, batch.positions, self._seen(batch.positions, generator), trained)
+        shares = self._shares(batch.offsets.diff())
+        histories = Histories(batch.offsets, batch.positions, self._seen(batch.positions, generator), shares)
         # the compiled sweep pools and scores in one go and has no search for the strongest entries in between
         whole = self.settings.user_entries is None
         if whole and isinstance(rows, SparseRows) and available(rows.values):
@@ -156,9 +158,16 @@ class Autoencoder:
                 scores_cb.retain_grad()
                 blocks.append((u_kb, scores_cb))
             losses.append(
-                CosineLoss.apply(scores_cb, own, positions, owner, histories.trained, self.settings.score_clip)
+                CosineLoss.apply(
+                    scores_cb, own, positions, owner, histories.shares[first:last], self.settings.score_clip
+                )
             )
         return torch.stack(losses).sum(), _activations(operators, histories, min(collect, users), blocks, None)
+
+    def _shares(self, lengths: Tensor) -> Tensor:
+        """What each user of a batch, with a history of so many items, counts for; float64 [B]."""
+        weights = lengths.double() ** (1.0 - self.settings.history_power) * (lengths > 0)
+        return weights / weights.sum().clamp_min(SMALLEST)
 
     def _seen(self, positions: Tensor, generator: torch.Generator | None) -> Tensor | None:
         """Which history positions the input shows, bool [L]; None: all of them."""
@@ -174,4 +183,5 @@ def _activations(
     """Those of the first `users`."""
     first = histories.first(users)
     positions, user = first.pooled()
-    return Activations(operators, positions, user, users, histories.trained / first.trained, blocks, kept)
+    scale = float(histories.shares.sum() / first.shares.sum().clamp_min(SMALLEST))
+    return Activations(operators, positions, user, users, scale, blocks, kept)

@@ -33,13 +33,13 @@ class Histories:
     Attributes:
         offsets: int64 [B + 1]. positions: int64 [L] into the candidates.
         shown: bool [L], what the input dropout left; None: all.
-        trained: users with a history, at least 1.
+        shares: float64 [B], of each user in the loss; 0 where there is no history, else they add up to 1.
     """
 
     offsets: Tensor
     positions: Tensor
     shown: Tensor | None
-    trained: int
+    shares: Tensor
 
     def user(self) -> Tensor:
         """The user of each position, int64 [L]."""
@@ -56,8 +56,8 @@ class Histories:
         """Those of the first users."""
         offsets = self.offsets[: users + 1]
         end = int(offsets[-1])
-        trained = max(int((offsets.diff() > 0).sum()), 1)
-        return Histories(offsets, self.positions[:end], None if self.shown is None else self.shown[:end], trained)
+        shown = None if self.shown is None else self.shown[:end]
+        return Histories(offsets, self.positions[:end], shown, self.shares[:users])
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class UnitRows(Function):
 
 
 class FusedLoss(Function):
-    """Mean over users of 2 − 2·cos(score, history); see `autoencoder.py` for the formula."""
+    """Weighted mean over users of 2 − 2·cos(score, history); see `autoencoder.py` for the formula."""
 
     @staticmethod
     def forward(
@@ -157,7 +157,7 @@ def _sweep(
     space = values.new_empty(threads * (2 * dims + candidates) * width)
     wanted = [None] * 3 if kept is None else [kept.users, kept.grad_users, kept.grad_scores]
     call(
-        "hse_step", candidates, dims, users, histories.trained, math.inf if clip is None else clip, width, threads,
+        "hse_step", candidates, dims, users, histories.shares, math.inf if clip is None else clip, width, threads,
         pattern.offsets, columns, values, weights, own, ends, cells,
         histories.offsets, histories.positions, histories.shown, space,
         grad_values, grad_weights, grad_own, loss, 0 if kept is None else kept.users.shape[1], *wanted,

@@ -179,7 +179,7 @@ def column_squares(matrix: Tensor, block: int = 256) -> Tensor:
 
 
 class CosineLoss(Function):
-    """Mean over users of 2 − 2·cos(score, history), without a dense history.
+    """Weighted mean over users of 2 − 2·cos(score, history), without a dense history.
 
     The cosine follows from Σ score², the scores at the history, and the history's length. At history positions the
     score is first reduced by `own`, the item's own contribution (EASE's zero diagonal); it is corrected in the sums,
@@ -188,9 +188,9 @@ class CosineLoss(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, own: Tensor, positions: Tensor, user: Tensor, users: int, clip: float | None
+        ctx: Any, scores: Tensor, own: Tensor, positions: Tensor, user: Tensor, shares: Tensor, clip: float | None
     ) -> Tensor:
-        """scores [C, B]; own [L]; positions [L] into C; user [L] into B; users: those with a history."""
+        """scores [C, B]; own [L]; positions [L] into C; user [L] into B; shares float64 [B] of the users."""
         flat = positions * scores.shape[1] + user
         raw = scores.reshape(-1)[flat]
         hit = raw - own
@@ -204,15 +204,15 @@ class CosineLoss(Function):
         inner = zeros.index_add(0, user, hit_bounded).masked_fill(still, 0.0)
         cosine = inner / (norm * length.clamp_min(1.0).sqrt())
         ctx.save_for_backward(scores, hit, flat, user, norm, length, cosine, still)
-        ctx.users, ctx.clip = users, clip
-        return (2.0 - 2.0 * cosine)[length > 0].sum() / max(users, 1)
+        ctx.shares, ctx.clip = shares.to(scores.dtype), clip
+        return ((2.0 - 2.0 * cosine) * ctx.shares).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scores, hit, flat, user, norm, length, cosine, still = ctx.saved_tensors
         clip = ctx.clip
-        weight = -2.0 * grad / max(ctx.users, 1) * ((length > 0) & ~still)
+        weight = -2.0 * grad * ctx.shares * ~still
         towards = weight / (norm * length.clamp_min(1.0).sqrt())
         shrink = -weight * cosine / norm.square()
         bounded, hit_bounded = (x if clip is None else x.clamp(-clip, clip) for x in (scores, hit))

@@ -37,7 +37,7 @@ struct Problem {
     const int64_t* histories;     // [B + 1]
     const int64_t* positions;     // [L] rows of a history
     const uint8_t* shown;         // [L] whether the input shows it; null: all
-    int64_t trained;              // users with a history
+    const double* shares;         // [B] of each user in the loss
     float clip;                   // of scores; infinite for none
     int64_t kept;                 // first users of whom the next three are wanted, N
     float *users_out, *grad_users_out, *grad_scores_out;  // [D, N], [D, N], [C, N]
@@ -147,7 +147,7 @@ INLINE void cosine(const Problem& p, Space& s, int64_t first, int64_t lanes, con
             square += double(hit) * hit - double(raw) * raw;
             inner += hit;
         }
-        const double share = 1.0 / double(p.trained), length = std::sqrt(double(end - begin));
+        const double share = p.shares[first + j], length = std::sqrt(double(end - begin));
         const bool flat = square <= SMALLEST;
         const double norm = flat ? 1.0 : std::sqrt(square), similarity = flat ? 0.0 : inner / (norm * length);
         s.loss += (2.0 - 2.0 * similarity) * share;
@@ -392,7 +392,7 @@ FOR_EACH_CPU int64_t hse_unit_rows_backward(int64_t rows, double smallest, const
 
 // The loss and all gradients. `space` has threads · (2 · dims + candidates) · width floats; each gradient is given
 // `threads` times over, zeroed, and summed here into its first copy.
-int64_t hse_step(int64_t candidates, int64_t dims, int64_t users, int64_t trained, double clip, int64_t width,
+int64_t hse_step(int64_t candidates, int64_t dims, int64_t users, const double* shares, double clip, int64_t width,
                  int64_t threads, const int64_t* offsets, const int32_t* columns, const float* values,
                  const float* weights, const float* own, const int64_t* column_ends, const Cell* cells,
                  const int64_t* histories, const int64_t* positions, const uint8_t* shown, float* space,
@@ -401,7 +401,7 @@ int64_t hse_step(int64_t candidates, int64_t dims, int64_t users, int64_t traine
     const int64_t entries = offsets[candidates];
     const Problem p = {candidates,  dims,      entries,   users, offsets, columns, nullptr, values, offsets, columns,
                        weights,     own,
-                       column_ends, cells,     histories, positions, shown, trained, float(clip), kept, users_out,
+                       column_ends, cells,     histories, positions, shown, shares, float(clip), kept, users_out,
                        grad_users_out, grad_scores_out};
     std::vector<Space> spaces(threads);
     for (int64_t t = 0; t < threads; ++t) {

@@ -25,6 +25,7 @@ from hse_dist.files import new_file
 from hse_dist.ranks import KINDS
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.tables import layout_state
+from hse_dist.train.best import Best
 from hse_dist.train.metrics import MetricsLog, Progress, Waiting
 from hse_dist.train.step import StepResult, Trainer
 
@@ -75,13 +76,15 @@ class Loop:
     step: int = 0
     metric: float | None = None
     start_metric: float | None = None
-    best: float = float("-inf")
-    worse: int = 0
+    best: Best = field(init=False)
     totals: Totals = field(default_factory=Totals)
     waiting: Waiting = field(default_factory=Waiting)
     """Since the start of this process."""
     lately: Waiting = field(default_factory=Waiting)
     """Since the last training line."""
+
+    def __post_init__(self) -> None:
+        self.best = Best(self.config.train.better_by)
 
     @property
     def ranks(self) -> Any:
@@ -124,7 +127,7 @@ class Loop:
         return _by_kind(self.ranks.sum(torch.from_numpy(self.totals.wire_in_all.copy())).numpy())
 
     def _out_of_patience(self) -> bool:
-        return bool(self.config.train.patience) and self.worse >= self.config.train.patience
+        return bool(self.config.train.patience) and self.best.worse >= self.config.train.patience
 
     def _train(self, metrics: MetricsLog, progress: Progress) -> None:
         """Every step up to the end, or until patience is out."""
@@ -195,8 +198,7 @@ class Loop:
         if self.step == 0:
             self.start_metric = metric
         if trainer.within_budget:  # a table that is yet to lose entries is not what is to be judged
-            self.metric, self.worse = metric, 0 if metric > self.best else self.worse + 1
-            self.best = max(self.best, metric)
+            self.metric = metric if self.best.judge(found.per_user()[self.config.evaluate.metric]) else None
         metrics.write("validate", self.step, {name: values[name] for name in ("ndcg@100", "recall@20", "recall@50")})
 
     def _save(self) -> None:
@@ -207,12 +209,12 @@ class Loop:
             "server": server,
             "metric": self.metric,
             "start_metric": self.start_metric,
-            "best": self.best if self.best > float("-inf") else None,
-            "worse": self.worse,
+            "best": self.best.facts(),
         }
         own = {**self.trainer.own_state(), "totals": self.totals.row()}
         table = self.trainer.table
-        path = self.store.save(table.state_dict(), own, facts, self.ranks, layout_state(table))
+        shared = {**layout_state(table), "best_users": self.best.users}
+        path = self.store.save(table.state_dict(), own, facts, self.ranks, shared)
         if self.ranks.rank == 0:
             _write_journal(self.folder, self.trainer.journal(server["journal"]))
         self.report({"step": self.step, "valid": self.metric}, str(path))
@@ -220,9 +222,8 @@ class Loop:
     def _resume(self, checkpoint: Checkpoint) -> None:
         self.store.load(checkpoint, self.trainer.table.state_dict())
         facts = checkpoint.facts
-        self.step, self.worse = facts["step"], facts["worse"]
-        self.start_metric = facts["start_metric"]
-        self.best = facts["best"] if facts["best"] is not None else float("-inf")
+        self.step, self.start_metric = facts["step"], facts["start_metric"]
+        self.best.load(facts["best"], self.store.load_shared(checkpoint)["best_users"])
         row = self.totals.row()
         for own in self.store.load_own(checkpoint, self.ranks):
             self.trainer.load_own_state(own)

@@ -49,13 +49,15 @@ def densify(rows: SparseRows, dims: int) -> torch.Tensor:
     return dense.index_put((row, rows.columns), rows.values)
 
 
-def reference_loss(rows: SparseRows, batch: Batch, *, unit: bool, clip: float | None) -> torch.Tensor:
+def reference_loss(
+    rows: SparseRows, batch: Batch, *, unit: bool, clip: float | None, power: float = 1.0
+) -> torch.Tensor:
     """The formula of the module docstring with dense matrices and a loop over users."""
     a = densify(rows, rows.dims)
     if unit:
         a = a / a.norm(dim=1, keepdim=True).clamp_min(1e-12)
     gains = torch.ones(len(a), dtype=a.dtype) if rows.gains is None else rows.gains
-    losses = []
+    losses, weights = [], []
     for b in range(len(batch.offsets) - 1):
         history = batch.positions[batch.offsets[b] : batch.offsets[b + 1]]
         if not len(history):
@@ -68,7 +70,8 @@ def reference_loss(rows: SparseRows, batch: Batch, *, unit: bool, clip: float | 
         # the cosine has no slope where a user's scores are all zero; there each code has its own bound
         assume(bool(score.detach().norm() > 1e-3))
         losses.append(2 - 2 * torch.nn.functional.cosine_similarity(score, x, dim=0))
-    return torch.stack(losses).mean()
+        weights.append(len(history) ** (1.0 - power))
+    return (torch.stack(losses) * torch.tensor(weights, dtype=a.dtype)).sum() / sum(weights)
 
 
 @pytest.mark.parametrize("norm", ["unit", "free"])
@@ -76,16 +79,18 @@ def reference_loss(rows: SparseRows, batch: Batch, *, unit: bool, clip: float | 
 @pytest.mark.parametrize("clip", [None, 0.8])
 @pytest.mark.parametrize("collect", [0, 2, 100])
 @pytest.mark.parametrize("user_block", [3, 128])
-@given(seed=st.integers(0, 10_000))
+@given(seed=st.integers(0, 10_000), power=st.sampled_from([0.0, 0.25, 1.0]))
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
-def test_loss_and_gradients_equal_dense_reference(monkeypatch, norm, compact_above, clip, collect, user_block, seed):
+def test_loss_and_gradients_equal_dense_reference(
+    monkeypatch, norm, compact_above, clip, collect, user_block, seed, power
+):
     monkeypatch.setattr(SparseOperators, "user_block", user_block)
     rng = np.random.default_rng(seed)
     rows = make_rows(rng, candidates=9, dims=12, gains=norm == "free")
     batch = make_batch(rng, candidates=9, users=4)
-    model = Autoencoder(ModelSettings(row_norm=norm, compact_above=compact_above, score_clip=clip))
+    model = Autoencoder(ModelSettings(row_norm=norm, compact_above=compact_above, score_clip=clip, history_power=power))
     loss, _ = model.loss(rows, batch, None, collect=collect)
-    expected = reference_loss(rows, batch, unit=norm == "unit", clip=clip)
+    expected = reference_loss(rows, batch, unit=norm == "unit", clip=clip, power=power)
     torch.testing.assert_close(loss, expected)
     leaves = [rows.values] if rows.gains is None else [rows.values, rows.gains]
     for got, want in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), strict=True):
@@ -105,7 +110,10 @@ def test_gradcheck_of_each_function():
     assert torch.autograd.gradcheck(
         lambda v, u: Score.apply(v, Pattern(rows.offsets, rows.columns, 7), u), (rows.values, u_db)
     )
-    assert torch.autograd.gradcheck(lambda s, o: CosineLoss.apply(s, o, batch.positions, user, 2, None), (scores, own))
+    shares = torch.tensor([0.0, 0.3, 0.7], dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda s, o: CosineLoss.apply(s, o, batch.positions, user, shares, None), (scores, own)
+    )
 
 
 @pytest.mark.parametrize("users", [0, 3])

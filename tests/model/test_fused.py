@@ -39,8 +39,8 @@ def make_case(seed: int, candidates: int, dims: int, users: int, dtype: torch.dt
     offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])])
     positions = torch.from_numpy(np.concatenate(histories).astype(np.int64))
     shown = torch.from_numpy(rng.random(len(positions)) < 0.7) if seed % 2 else None
-    trained = max(sum(len(history) > 0 for history in histories), 1)
-    return rows, Histories(torch.from_numpy(offsets), positions, shown, trained)
+    shares = torch.from_numpy(rng.random(users) * [len(history) > 0 for history in histories])
+    return rows, Histories(torch.from_numpy(offsets), positions, shown, shares / max(float(shares.sum()), 1e-9))
 
 
 def close(got: torch.Tensor, want: torch.Tensor) -> None:

@@ -126,7 +126,7 @@ def test_live_entries_are_seen_with_their_gradients(kind: str, path: str, norm: 
     batch = Batch(torch.arange(9) * 10, torch.tensor([0, 3, 5, 9]), torch.tensor([0, 1, 2, 3, 1, 4, 5, 6, 8]))
     model, seen = Autoencoder(ModelSettings(row_norm=norm)), LiveSightings(DropSettings(kind=kind))
     seen.watch(rows)
-    histories = Histories(batch.offsets, batch.positions, None, 3)
+    histories = Histories(batch.offsets, batch.positions, None, torch.full((3,), 1 / 3, dtype=torch.float64))
     loss, _ = (model.fused_loss if path == "compiled" else model.plain_loss)(rows, histories, collect=0)
     loss.backward()
     seen.collect(rows, batch.candidates)
