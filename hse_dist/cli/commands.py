@@ -123,10 +123,26 @@ def demo(words: Namespace) -> Result:
     return run(words.config, words.overrides, Path(words.folder))
 
 
+def doctor(words: Namespace) -> Result:
+    """Installation, machine, cluster → findings."""
+    import time
+
+    from hse_dist.doctor.examine import examine
+    from hse_dist.doctor.finding import result, show
+
+    config, began = (_config(words) if words.config else Config()), time.perf_counter()
+    folders = [config.run.folder, config.data.folder, *words.folder]
+    address = words.address or config.cluster.address or ""
+    found = examine(folders, address, cuda=config.cluster.device == "cuda")
+    show(found)
+    return result(found, time.perf_counter() - began)
+
+
 def _config(words: Namespace) -> Config:
     return load_config(words.config, words.overrides)
 
 
 COMMANDS: dict[str, Callable[[Namespace], Result]] = {
-    function.__name__: function for function in (prepare, train, evaluate, compare, export, recommend, benchmark, demo)
+    function.__name__: function
+    for function in (prepare, train, evaluate, compare, export, recommend, benchmark, demo, doctor)
 }

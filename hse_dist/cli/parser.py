@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_recommend(jobs)
     _add_benchmark(jobs)
     _add_demo(jobs)
+    _add_doctor(jobs)
     return parser
 
 
@@ -142,6 +143,17 @@ def _add_demo(jobs: Jobs) -> None:
     text = "the whole path on one data set, ending with a table: our rows, a dense table of the same bytes, full EASE"
     job = _add(jobs, "demo", text)
     job.add_argument("--folder", default="runs/demo", help="where everything goes (default: runs/demo)")
+
+
+def _add_doctor(jobs: Jobs) -> None:
+    text = "what of this installation, machine and cluster works; exit code 1 if something does not"
+    job = jobs.add_parser("doctor", help=text, description=text, allow_abbrev=False)
+    job.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="TOML file whose folders, device and cluster are meant"
+    )
+    _add_overrides(job)
+    job.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to look at (default: one of its own)")
+    job.add_argument("--folder", metavar="FOLDER", action="append", default=[], help="further folder to write to")
 
 
 def _number(text: str, least: int = 1) -> int:
