@@ -123,6 +123,20 @@ def demo(words: Namespace) -> Result:
     return run(words.config, words.overrides, Path(words.folder))
 
 
+def plan(words: Namespace) -> Result:
+    """Shape of a run and a cluster → bytes, time, whether it fits."""
+    from hse_dist.config import WireSettings
+    from hse_dist.plan.report import plan as run
+    from hse_dist.plan.shape import Shape
+
+    chosen = dict(vars(words))
+    day = chosen.pop("interactions_per_day")
+    wire = {name: chosen.pop(name) for name in ("values", "gradients", "gradient_slots")}
+    chosen["gains"], chosen["even"] = chosen.pop("row_norm") == "free", chosen.pop("even_rows")
+    chosen.pop("job")
+    return run(Shape(**chosen, wire=WireSettings(**wire)), day)
+
+
 def doctor(words: Namespace) -> Result:
     """Installation, machine, cluster → findings."""
     import time
@@ -144,5 +158,5 @@ def _config(words: Namespace) -> Config:
 
 COMMANDS: dict[str, Callable[[Namespace], Result]] = {
     function.__name__: function
-    for function in (prepare, train, evaluate, compare, export, recommend, benchmark, demo, doctor)
+    for function in (prepare, train, evaluate, compare, export, recommend, benchmark, demo, doctor, plan)
 }

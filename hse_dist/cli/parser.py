@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hse_dist.cli.benchmarks import BENCHMARKS, FOLDER, Option
+from hse_dist.cli.plan_words import add_plan
 
 if TYPE_CHECKING:
     Jobs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -38,6 +39,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         words.overrides = [*overrides, *rest]
     if words.job == "evaluate" and words.bytes and not words.baseline:
         parser.error("evaluate --bytes needs --baseline")
+    if words.job == "plan" and words.gradient_slots and words.gradient_slots > words.chunk_width:
+        parser.error("plan --gradient-slots is more than --chunk-width")
     if words.job == "recommend" and words.histories and not words.output:
         parser.error("recommend --histories needs --output")
     return words
@@ -64,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_benchmark(jobs)
     _add_demo(jobs)
     _add_doctor(jobs)
+    add_plan(jobs)
     return parser
 
 
