@@ -14,6 +14,7 @@ from hse_dist.plan.wire import seconds, wire_bytes
 from hse_dist.screen import show_texts
 
 DAY = 86_400.0
+HELD = {"always": "always", "step": "in a step", "rewire": "in a rewire", "host": "on the host"}
 
 
 def plan(shape: Shape, interactions_a_day: int | None = None) -> dict[str, Any]:
@@ -50,20 +51,15 @@ def plan(shape: Shape, interactions_a_day: int | None = None) -> dict[str, Any]:
 
 
 def _show(shape: Shape, result: dict[str, Any]) -> None:
-    rows = [(part.name, _when(part.when, shape), as_bytes(part.bytes), part.formula) for part in parts(shape)]
-    title = (
-        f"A worker of {shape.workers} ({shape.device}): {shape.items:.4g} rows, {shape.live} of {shape.dims} columns"
-    )
+    rows = [(part.name, HELD[part.when], as_bytes(part.bytes), part.formula) for part in parts(shape)]
+    what = f"{shape.items:.4g} rows, {shape.live} of {shape.dims} columns"
+    title = f"A worker of {shape.workers} ({shape.device}): {what}"
     show_texts(title, ("bytes", "held", "", "formula"), rows)
     sent = [(kind, as_bytes(figure.value), figure.formula) for kind, figure in wire_bytes(shape).items()]
     show_texts("Sent in a step by all workers together", ("kind", "bytes", "formula"), sent)
     time = [(name, f"{1e3 * figure.value:.3g} ms", figure.formula) for name, figure in seconds(shape).items()]
     show_texts("A step", ("part", "time", "formula"), time)
     show_texts("In short", ("", ""), list(_words(shape, result)))
-
-
-def _when(when: str, shape: Shape) -> str:
-    return {"host": "on the host"}.get(when, when)
 
 
 def _words(shape: Shape, result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,8 +1,9 @@
 """Bytes of a worker, part by part, each with its formula.
 
-In: a `Shape`. Out: `Part`s, and their sum at the moment when it is largest. What a table keeps is arithmetic; what a step
-and a rewire take for a while was fitted to what ranks of real runs took (tests/plan holds the sum to that within 10 %,
-on the CPU). K chunks, R rows, S = K · w slots of a worker; C candidates of a batch, n chunks and s = n · w slots of them.
+In: a `Shape`. Out: `Part`s, and their sum at the moment when it is largest. What a table keeps is arithmetic; what a
+step and a rewire take for a while was fitted to what ranks of real runs took (tests/plan holds the sum to that within
+10 %, on the CPU). K chunks, R rows, S = K · w slots of a worker; C candidates of a batch, n chunks and s = n · w slots
+of them.
 """
 
 from __future__ import annotations
@@ -84,9 +85,9 @@ def step_parts(shape: Shape) -> list[Part]:
     lookup = 56 * slots + 34 * entries
     collected = min(shape.collect_users, shape.users)
     kept = 4 * (3 * columns + candidates) * collected  # the search turns one matrix around
-    seen = sightings(shape)
+    seen, known = sightings(shape), f"s = {slots:.4g}, C = {candidates:.4g}"
     return [
-        Part("activations", round(lookup + space), f"56 · s + 34 · C · k + {text}; s = {slots:.4g}, C = {candidates:.4g}", "step"),
+        Part("activations", round(lookup + space), f"56 · s + 34 · C · k + {text}; {known}", "step"),
         Part(
             "exploration",
             round(kept + seen),

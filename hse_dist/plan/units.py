@@ -1,7 +1,7 @@
 """Sizes and rates as people write them: `1e9`, `80GB`, `64GiB`, `100Gb/s`.
 
-In: a text. Out: a number of things, bytes, or bytes a second. A small b is a bit, a large B a byte; K, M, G, T are powers
-of 1000, Ki, Mi, Gi, Ti of 1024.
+In: a text. Out: a number of things, bytes, or bytes a second. A small b is a bit, a large B a byte; K, M, G, T are
+powers of 1000, Ki, Mi, Gi, Ti of 1024.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Bytes that workers send each other in a step, by kind, and how long a step takes.
 
-In: a `Shape`. Out: bytes of all workers together by the kinds of the run's own meter (tests/plan holds them to it within
-5 %), and seconds, each with its formula. Seconds on a CPU follow from rates that were measured on one machine; those on a
-GPU are a bound by memory traffic, and nobody has measured them.
+In: a `Shape`. Out: bytes of all workers together by the kinds of the run's own meter (tests/plan holds them to it
+within 5 %), and seconds, each with its formula. Seconds on a CPU follow from rates that were measured on one machine;
+those on a GPU are a bound by memory traffic, and nobody has measured them.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ def wire_bytes(shape: Shape) -> dict[str, Figure]:
     values, gradients = value_codecs(shape.wire, width)
     value_bytes, column_bytes = values.quantized_dtype.itemsize, Columns(shape.dims).width
     gain_rows = candidates if shape.gains else 0.0
+    row_ids = (4 if shape.items < 2**31 else 8) * gain_rows
     names = f"{shape.workers - 1} · n, n = {chunks:.4g} chunks of C = {candidates:.4g}"
     found = {
-        "ids": Figure(away * (id_bytes * chunks + (4 if shape.items < 2**31 else 8) * gain_rows), f"{id_bytes} · {names}"),
+        "ids": Figure(away * (id_bytes * chunks + row_ids), f"{id_bytes} · {names}"),
         "columns": Figure(away * column_bytes * width * chunks, f"{column_bytes} · w · {names}"),
         "values": Figure(away * value_bytes * width * chunks, f"{value_bytes} · w · {names}"),
         "gains": Figure(away * 32 * gain_rows, f"32 · {shape.workers - 1} · C"),

@@ -1,6 +1,7 @@
 """A rank of a real run that the plan's models are held to: its memory beyond its imports, and what its meter counted.
 
-In: a shape. Out: bytes. The start is made as it is read, and histories are drawn evenly, so that what a batch has is known.
+In: a shape. Out: bytes. The start is made as it is read, and histories are drawn evenly, so that it is known what a
+batch has.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Rank:
         gc.freeze()  # what was imported is not searched again and again
 
     def measure(self, shape: Shape, folder: str) -> dict[str, Any]:
-        """An interval of training and its rewire: bytes of a table, at most, and sent in a step; and of a checkpoint."""
+        """An interval of training and its rewire: bytes of a table, at most, sent in a step, and of a checkpoint."""
         config, meter = config_of(shape), self.ranks.meter
         self._settle()
         before, sent = resident(), dict(meter.sent)
