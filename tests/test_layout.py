@@ -26,7 +26,7 @@ LAYERS = (
     {"export", "baselines"},
     {"train"},
     {"benchmark"},
-    {"doctor", "plan"},
+    {"doctor", "plan", "inspect", "report"},
     {"cli"},
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -137,6 +137,17 @@ def plan(words: Namespace) -> Result:
     return run(Shape(**chosen, wire=WireSettings(**wire)), day)
 
 
+def inspect(words: Namespace) -> Result:
+    """Run or export → neighbours, columns, lengths."""
+    from hse_dist.inspect.look import inspect as run
+    from hse_dist.inspect.look import show
+    from hse_dist.inspect.place import open_place
+
+    found = run(open_place(words.place), words.item, words.k)
+    show(found)
+    return found
+
+
 def doctor(words: Namespace) -> Result:
     """Installation, machine, cluster → findings."""
     import time
@@ -158,5 +169,5 @@ def _config(words: Namespace) -> Config:
 
 COMMANDS: dict[str, Callable[[Namespace], Result]] = {
     function.__name__: function
-    for function in (prepare, train, evaluate, compare, export, recommend, benchmark, demo, doctor, plan)
+    for function in (prepare, train, evaluate, compare, export, recommend, benchmark, demo, doctor, plan, inspect)
 }

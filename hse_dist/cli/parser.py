@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(jobs)
     _add_doctor(jobs)
     add_plan(jobs)
+    _add_inspect(jobs)
     return parser
 
 
@@ -158,6 +159,14 @@ def _add_doctor(jobs: Jobs) -> None:
     _add_overrides(job)
     job.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to look at (default: one of its own)")
     job.add_argument("--folder", metavar="FOLDER", action="append", default=[], help="further folder to write to")
+
+
+def _add_inspect(jobs: Jobs) -> None:
+    text = "the items nearest to an item, the columns it uses and who shares them, live entries of rows"
+    job = jobs.add_parser("inspect", help=text, description=text, allow_abbrev=False)
+    job.add_argument("place", metavar="RUN|EXPORT", help="folder of a run or of an export")
+    job.add_argument("--item", metavar="ID", help="id of an item (default: the most popular one)")
+    job.add_argument("-k", type=_number, default=10, help="neighbours and columns shown (default: 10)")
 
 
 def _number(text: str, least: int = 1) -> int:
