@@ -148,6 +148,13 @@ def inspect(words: Namespace) -> Result:
     return found
 
 
+def report(words: Namespace) -> Result:
+    """Run folder → one HTML page."""
+    from hse_dist.report.page import report as run
+
+    return run(Path(words.run), Path(words.output) if words.output else None)
+
+
 def doctor(words: Namespace) -> Result:
     """Installation, machine, cluster → findings."""
     import time
@@ -167,7 +174,5 @@ def _config(words: Namespace) -> Config:
     return load_config(words.config, words.overrides)
 
 
-COMMANDS: dict[str, Callable[[Namespace], Result]] = {
-    function.__name__: function
-    for function in (prepare, train, evaluate, compare, export, recommend, benchmark, demo, doctor, plan, inspect)
-}
+JOBS = (prepare, train, evaluate, compare, export, recommend, benchmark, demo, doctor, plan, inspect, report)
+COMMANDS: dict[str, Callable[[Namespace], Result]] = {function.__name__: function for function in JOBS}

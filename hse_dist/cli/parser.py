@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_doctor(jobs)
     add_plan(jobs)
     _add_inspect(jobs)
+    _add_report(jobs)
     return parser
 
 
@@ -167,6 +168,13 @@ def _add_inspect(jobs: Jobs) -> None:
     job.add_argument("place", metavar="RUN|EXPORT", help="folder of a run or of an export")
     job.add_argument("--item", metavar="ID", help="id of an item (default: the most popular one)")
     job.add_argument("-k", type=_number, default=10, help="neighbours and columns shown (default: 10)")
+
+
+def _add_report(jobs: Jobs) -> None:
+    text = "a run as one HTML page that needs nothing but itself"
+    job = jobs.add_parser("report", help=text, description=text, allow_abbrev=False)
+    job.add_argument("run", metavar="RUN", help="folder of a run")
+    job.add_argument("--output", metavar="FILE.html", help="where the page goes (default: report.html in RUN)")
 
 
 def _number(text: str, least: int = 1) -> int:
