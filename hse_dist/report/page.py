@@ -37,7 +37,7 @@ svg text{fill:var(--soft);font-size:12px}.grid{stroke:var(--line)}.line{fill:non
 .line{stroke:var(--c)}.dot,.bar{fill:var(--c)}.key{background:var(--c)}.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:13px;width:100%}
 td,th{border-bottom:1px solid var(--line);padding:4px 8px;text-align:left;vertical-align:top}
-td{overflow-wrap:anywhere}th{white-space:nowrap}
+td{overflow-wrap:break-word}.long{min-width:240px;overflow-wrap:anywhere}th{white-space:nowrap}
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -205,11 +205,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     if not rows:
         return '<p class="none">nothing there</p>'
     head = "".join(f"<th>{escape(str(column))}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return number(value) if isinstance(value, float) else str(value)
+    text = "–" if value is None else number(value) if isinstance(value, float) else str(value)
+    return f"<td{' class=long' if len(text) > 40 else ''}>{escape(text)}</td>"
