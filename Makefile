@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(DEVICE)
 DEMO := runs/demo
 
-.PHONY: install demo test test-slow check clean
+.PHONY: install demo doctor test test-slow check clean
 
 install: $(STAMP)
 
@@ -21,13 +21,17 @@ demo: install
 	@mkdir -p $(DEMO)
 	$(BIN)/hse-dist demo configs/ml-100k.toml --folder $(DEMO) > $(DEMO)/result.json
 
-test: install
+# what of this machine and installation works, and what to do about the rest
+doctor: install
+	$(BIN)/python -m hse_dist.cli doctor
+
+test: doctor
 	$(BIN)/python -m pytest
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-check: install
+check: doctor
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

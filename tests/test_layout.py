@@ -26,6 +26,7 @@ LAYERS = (
     {"export", "baselines"},
     {"train"},
     {"benchmark"},
+    {"doctor", "plan", "inspect", "report"},
     {"cli"},
 )
 LEVELS = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -123,10 +123,56 @@ def demo(words: Namespace) -> Result:
     return run(words.config, words.overrides, Path(words.folder))
 
 
+def plan(words: Namespace) -> Result:
+    """Shape of a run and a cluster → bytes, time, whether it fits."""
+    from hse_dist.config import WireSettings
+    from hse_dist.plan.report import plan as run
+    from hse_dist.plan.shape import Shape
+
+    chosen = dict(vars(words))
+    day = chosen.pop("interactions_per_day")
+    wire = {name: chosen.pop(name) for name in ("values", "gradients", "gradient_slots")}
+    chosen["gains"], chosen["even"] = chosen.pop("row_norm") == "free", chosen.pop("even_rows")
+    chosen.pop("job")
+    return run(Shape(**chosen, wire=WireSettings(**wire)), day)
+
+
+def inspect(words: Namespace) -> Result:
+    """Run or export → neighbours, columns, lengths."""
+    from hse_dist.inspect.look import inspect as run
+    from hse_dist.inspect.look import show
+    from hse_dist.inspect.place import open_place
+
+    found = run(open_place(words.place), words.item, words.k)
+    show(found)
+    return found
+
+
+def report(words: Namespace) -> Result:
+    """Run folder → one HTML page."""
+    from hse_dist.report.page import report as run
+
+    return run(Path(words.run), Path(words.output) if words.output else None)
+
+
+def doctor(words: Namespace) -> Result:
+    """Installation, machine, cluster → findings."""
+    import time
+
+    from hse_dist.doctor.examine import examine
+    from hse_dist.doctor.finding import result, show
+
+    config, began = (_config(words) if words.config else Config()), time.perf_counter()
+    folders = [config.run.folder, config.data.folder, *words.folder]
+    address = words.address or config.cluster.address or ""
+    found = examine(folders, address, cuda=config.cluster.device == "cuda")
+    show(found)
+    return result(found, time.perf_counter() - began)
+
+
 def _config(words: Namespace) -> Config:
     return load_config(words.config, words.overrides)
 
 
-COMMANDS: dict[str, Callable[[Namespace], Result]] = {
-    function.__name__: function for function in (prepare, train, evaluate, compare, export, recommend, benchmark, demo)
-}
+JOBS = (prepare, train, evaluate, compare, export, recommend, benchmark, demo, doctor, plan, inspect, report)
+COMMANDS: dict[str, Callable[[Namespace], Result]] = {function.__name__: function for function in JOBS}

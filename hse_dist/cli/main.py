@@ -1,7 +1,8 @@
 """From the command line's words to an exit code.
 
 In: the words after the program's name. Out: the job's JSON object as the last line of standard output, and 0; or a
-message on standard error, and 2, 1 or 130. HSE_DEBUG=1 adds the traceback to the message. An exception that this
+message on standard error, and 2, 1 or 130. A result may name another exit code as `exit_code`: an answer that scripts
+are to see as a failure. HSE_DEBUG=1 adds the traceback to the message. An exception that this
 project did not foresee keeps its traceback: it is a bug, and Python's own exit code for it is 1.
 """
 
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_up_logging()
     try:
         with only_result() as stdout:
-            write_result(COMMANDS[words.job](words), stdout)
+            result = COMMANDS[words.job](words)
+            write_result(result, stdout)
     except HseError as error:
         if os.environ.get("HSE_DEBUG") == "1":
             traceback.print_exc()
@@ -36,4 +38,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Ray Train answers Ctrl-C with sys.exit(0), and Ray SIGTERM with sys.exit(): neither is a success
         print(f"hse-dist {words.job}: interrupted.", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    return int(result.get("exit_code", 0))

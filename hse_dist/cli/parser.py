@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hse_dist.cli.benchmarks import BENCHMARKS, FOLDER, Option
+from hse_dist.cli.plan_words import add_plan
 
 if TYPE_CHECKING:
     Jobs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -38,6 +39,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         words.overrides = [*overrides, *rest]
     if words.job == "evaluate" and words.bytes and not words.baseline:
         parser.error("evaluate --bytes needs --baseline")
+    if words.job == "plan" and words.gradient_slots and words.gradient_slots > words.chunk_width:
+        parser.error("plan --gradient-slots is more than --chunk-width")
     if words.job == "recommend" and words.histories and not words.output:
         parser.error("recommend --histories needs --output")
     return words
@@ -63,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_recommend(jobs)
     _add_benchmark(jobs)
     _add_demo(jobs)
+    _add_doctor(jobs)
+    add_plan(jobs)
+    _add_inspect(jobs)
+    _add_report(jobs)
     return parser
 
 
@@ -142,6 +149,32 @@ def _add_demo(jobs: Jobs) -> None:
     text = "the whole path on one data set, ending with a table: our rows, a dense table of the same bytes, full EASE"
     job = _add(jobs, "demo", text)
     job.add_argument("--folder", default="runs/demo", help="where everything goes (default: runs/demo)")
+
+
+def _add_doctor(jobs: Jobs) -> None:
+    text = "what of this installation, machine and cluster works; exit code 1 if something does not"
+    job = jobs.add_parser("doctor", help=text, description=text, allow_abbrev=False)
+    job.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="TOML file whose folders, device and cluster are meant"
+    )
+    _add_overrides(job)
+    job.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to look at (default: one of its own)")
+    job.add_argument("--folder", metavar="FOLDER", action="append", default=[], help="further folder to write to")
+
+
+def _add_inspect(jobs: Jobs) -> None:
+    text = "the items nearest to an item, the columns it uses and who shares them, live entries of rows"
+    job = jobs.add_parser("inspect", help=text, description=text, allow_abbrev=False)
+    job.add_argument("place", metavar="RUN|EXPORT", help="folder of a run or of an export")
+    job.add_argument("--item", metavar="ID", help="id of an item (default: the most popular one)")
+    job.add_argument("-k", type=_number, default=10, help="neighbours and columns shown (default: 10)")
+
+
+def _add_report(jobs: Jobs) -> None:
+    text = "a run as one HTML page that needs nothing but itself"
+    job = jobs.add_parser("report", help=text, description=text, allow_abbrev=False)
+    job.add_argument("run", metavar="RUN", help="folder of a run")
+    job.add_argument("--output", metavar="FILE.html", help="where the page goes (default: report.html in RUN)")
 
 
 def _number(text: str, least: int = 1) -> int:
