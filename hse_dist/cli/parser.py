@@ -22,7 +22,8 @@ BASELINES = ("popularity", "item-knn", "item-knn-full", "ease", "ease-pruned", "
 
 EPILOG = """
 Every job prints one JSON object as its last line on standard output and logs to standard error.
-Exit codes: 0 success, 2 a mistake you can mend, 1 a failure (HSE_DEBUG=1 shows the traceback), 130 interrupted.
+Exit codes: 0 success, 2 a mistake you can mend, 1 a failure (HSE_DEBUG=1 shows the traceback), 130 interrupted,
+143 stopped by SIGTERM (train: with a checkpoint).
 """
 
 
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(jobs)
     _add_inspect(jobs)
     _add_report(jobs)
+    _add_soak(jobs)
     return parser
 
 
@@ -175,6 +177,14 @@ def _add_report(jobs: Jobs) -> None:
     job = jobs.add_parser("report", help=text, description=text, allow_abbrev=False)
     job.add_argument("run", metavar="RUN", help="folder of a run")
     job.add_argument("--output", metavar="FILE.html", help="where the page goes (default: report.html in RUN)")
+
+
+def _add_soak(jobs: Jobs) -> None:
+    text = "train on two local workers under a random schedule of faults, and compare the end with a clean run"
+    job = jobs.add_parser("soak", help=text, description=text, allow_abbrev=False)
+    job.add_argument("--minutes", type=_number, default=20, help="how long faults come (default: 20)")
+    job.add_argument("--seed", type=partial(_number, least=0), default=0, help="of the schedule (default: 0)")
+    job.add_argument("--folder", default="runs/soak", help="where everything goes; must not exist (default: runs/soak)")
 
 
 def _number(text: str, least: int = 1) -> int:
