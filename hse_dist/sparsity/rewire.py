@@ -91,20 +91,15 @@ def rewire(
     then = live if plan.rows is None else plan.rows.of(live)
     dropped, selection = _drop(keys, then, plan, transport, settings)
     room, limit = _room(owned, live, then, dropped, settings)
-    if candidates is None and settings.grow.kind == "none":
-        candidates = Candidates(*random_positions(live[:0], live[:0], owned.dims, seed, plan.version))
     if candidates is None:
-        rows, wanted = np.arange(owned.first, owned.last), np.minimum(room, settings.grow.explore)
+        wanted = np.minimum(room, 0 if settings.grow.kind == "none" else settings.grow.explore)
+        rows = np.arange(owned.first, owned.last)
         candidates = Candidates(*random_positions(rows, wanted, owned.dims, seed, plan.version))
     new_rows, new_columns, offered = _grow(keys, room, candidates, plan, transport, settings, grouped)
     limit = limit - np.bincount(new_rows - owned.first, minlength=len(room))
-
-    def narrow(block: Block) -> None:
-        if grouped is not None:
-            grouped.limit_return(block, grouped.of(new_rows, new_columns))
-        _strongest(block, np.minimum(dropped, limit), largest=True)
-
-    restored = _restore(keys, np.minimum(dropped, limit), narrow, plan, transport, settings, selection)
+    grown = None if grouped is None else grouped.of(new_rows, new_columns)
+    back = _Return(np.minimum(dropped, limit), grouped, grown)
+    restored = _restore(keys, back, plan, transport, settings, selection)
     place(owned, new_rows, new_columns)
     closed: Closed = transport.ask(
         Close(
@@ -199,30 +194,44 @@ def _grow(
     return rows, columns, int(np.count_nonzero(new))
 
 
+@dataclass(frozen=True)
+class _Return:
+    """What may return of what was dropped: `most` of each row, int64 [rows], and as many of its groups of columns as
+    what has `grown` there (int64 [n], ascending) leaves room for."""
+
+    most: Ints
+    grouped: Groups | None
+    grown: Ints | None
+
+    def narrow(self, block: Block) -> None:
+        """Leave the keys of the strongest that may return."""
+        if self.grouped is not None and self.grown is not None:
+            self.grouped.limit_return(block, self.grown)
+        _strongest(block, self.most, largest=True)
+
+
 def _restore(
     keys: SlotKeys,
-    back: Ints,
-    narrow: Callable[[Block], None],
+    back: _Return,
     plan: Plan,
     transport: Transport,
     settings: SparsitySettings,
     drop: Selection | None,
 ) -> int:
-    """Free the slots of what was dropped, but for the strongest, at most `back` a row, that return so that the count is
+    """Free the slots of what was dropped, but for the strongest of what may return, that return so that the count is
     what it was; how many do.
 
     Args:
-        narrow: leaves the keys of the strongest that may return to each row of a block of rows.
         drop: the decision of all rows.
     """
     dropped, threshold = keys.marks(), None
-    keys.narrow(narrow)
+    keys.narrow(back.narrow)
     if drop is not None:
         selection = select(transport, plan.version, "restore", keys.parts)
         restored = keys.take(selection, largest=True)
         threshold = freed_below(drop, selection)
     else:
-        restored = back
+        restored = back.most
     for index, block in keys.blocks():
         marks = np.unpackbits(dropped[index], count=len(block.keys)).astype(np.uint32)
         if settings.drop.kind == "soft_threshold":

@@ -72,7 +72,7 @@ def config_of(case: Case) -> Config:
 
 def rewires(ranks: Ranks, chosen: list[Case]) -> dict[Case, dict[str, Any]]:
     """For each case this rank's rows before and after each rewire, and the journal. A collective call."""
-    contents = {kind: content(kind) for kind in {structure_of(case) for case in chosen}}
+    contents = {kind: content(kind) for kind in sorted({structure_of(case) for case in chosen})}
     tables = {kind: one.table(ranks, "row_wise", TrainSettings(), with_gains=True) for kind, one in contents.items()}
     return {case: _rewires(ranks, case, tables[structure_of(case)]) for case in chosen}
 
