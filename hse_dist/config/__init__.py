@@ -12,6 +12,7 @@ from hse_dist.config.sparsity import (
     LocalInverseSettings,
     ScheduleSettings,
     SparsitySettings,
+    StructureSettings,
 )
 from hse_dist.config.tables import MAX_DIMS, TableSettings, TablesSettings, WireSettings
 from hse_dist.config.train import (
@@ -46,6 +47,7 @@ __all__ = [
     "SparsitySettings",
     "SplitSettings",
     "StreamSettings",
+    "StructureSettings",
     "SyntheticSettings",
     "TableSettings",
     "TablesSettings",

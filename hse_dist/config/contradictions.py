@@ -26,7 +26,7 @@ def contradictions(config: Config) -> list[str]:
     if item.kind == "dense":
         return problems + list(_dense(config))
     problems += [*_start(config), *_budget(item, sparsity), *_rewire(sparsity)]
-    return problems + list(_schedule(item, sparsity))
+    return [*problems, *_schedule(item, sparsity), *_blocks(item, sparsity), *_groups(item, sparsity)]
 
 
 def _data(data: DataSettings) -> Iterator[str]:
@@ -54,6 +54,9 @@ def _dense(config: Config) -> Iterator[str]:
     kind = config.sparsity.schedule.kind
     if kind in FALLING:
         yield f'tables.item.kind = "dense" keeps all its entries, but sparsity.schedule.kind = "{kind}"'
+    structure = config.sparsity.structure.kind
+    if structure != "single":
+        yield f'tables.item.kind = "dense" keeps all its entries, but sparsity.structure.kind = "{structure}"'
     usual = type(item.wire)()
     changed = [f"tables.item.wire.{name}" for name, value in item.wire if value != getattr(usual, name)]
     if changed:
@@ -123,3 +126,38 @@ def _schedule(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
             f"sparsity.schedule.fall_begin = {begin}, sparsity.schedule.fall_end = {end} and "
             f"sparsity.schedule.rounds = {schedule.rounds} give"
         )
+
+
+def _blocks(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
+    if sparsity.structure.kind != "block":
+        return
+    block, budget, start = sparsity.structure.block, sparsity.budget, sparsity.schedule.live_start
+    name = f"sparsity.structure.block = {block}"
+    if item.chunk_width % block:
+        yield f"tables.item.chunk_width = {item.chunk_width} is no multiple of {name}"
+    if isinstance(item.dims, int) and item.dims % block:
+        yield f"tables.item.dims = {item.dims} is no multiple of {name}"
+    if -(-budget.floor // block) * block > item.live:
+        yield f"sparsity.budget.floor = {budget.floor} in whole blocks of {name} exceeds tables.item.live = {item.live}"
+    for setting, live in (("tables.item.live", item.live), ("sparsity.schedule.live_start", start)):
+        if live is None:
+            continue
+        if budget.ceiling // block * block < live <= budget.ceiling:
+            yield f"sparsity.budget.ceiling = {budget.ceiling} in whole blocks of {name} is below {setting} = {live}"
+        if budget.kind == "row" and live % block:
+            yield f'sparsity.budget.kind = "row" gives all rows the same, but {setting} = {live} no multiple of {name}'
+
+
+def _groups(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
+    if sparsity.structure.kind != "n_of_m":
+        return
+    n, m = sparsity.structure.n, sparsity.structure.m
+    if n >= m:
+        yield f"sparsity.structure.n = {n} is no limit on groups of sparsity.structure.m = {m} columns"
+    elif isinstance(item.dims, int):
+        room = item.dims // m * n + min(item.dims % m, n)
+        if item.live > room:
+            yield (
+                f"tables.item.live = {item.live} exceeds the {room} entries that tables.item.dims = {item.dims}, "
+                f"sparsity.structure.n = {n} and sparsity.structure.m = {m} allow a row"
+            )

@@ -1,4 +1,4 @@
-"""Settings of the sparsity policies: start, schedule, drop, grow, budget."""
+"""Settings of the sparsity policies: start, schedule, drop, grow, budget, structure."""
 
 from __future__ import annotations
 
@@ -155,6 +155,24 @@ class GrowSettings(Settings):
         return self.by_gradient or self.kind == "co_occurrence"
 
 
+class StructureSettings(Settings):
+    kind: Literal["single", "block", "n_of_m"] = "single"
+    """Which positions of a row may be live together: any (`single`); whole blocks of adjacent columns, with one column
+    number a block; or at most `n` of every `m` columns."""
+    block: Literal[4, 8, 16] = 8
+    """Columns of a block. Live entries come and go in whole blocks: budget and ceiling are rounded down to these, the
+    floor up, and so are `tables.item.dims` of `items`."""
+    n: PositiveInt = 2
+    """Of `n_of_m`: live entries of a group at most."""
+    m: Literal[4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384] = 4
+    """Of `n_of_m`: adjacent columns of a group; the last group of a row may have fewer."""
+
+    @property
+    def unit(self) -> int:
+        """Adjacent columns that are live together, under one number."""
+        return self.block if self.kind == "block" else 1
+
+
 class JournalSettings(Settings):
     ages: NonNegativeInt = 4096
     """Rows, a keyed sample, whose live entries' ages are followed; 20 bytes an entry of these; 0: none."""
@@ -169,4 +187,5 @@ class SparsitySettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     drop: DropSettings = DropSettings()
     grow: GrowSettings = GrowSettings()
+    structure: StructureSettings = StructureSettings()
     journal: JournalSettings = JournalSettings()

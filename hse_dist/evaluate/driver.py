@@ -26,8 +26,8 @@ from hse_dist.sparsity.start import StartFolder
 from hse_dist.sparsity.tables import make_table
 from hse_dist.tables.sharded import DenseTable, PackedTable
 
-LIVE_ENTRY_BYTES = 8
-"""A live entry is a float32 value and a column number of four bytes."""
+VALUE_BYTES, COLUMN_BYTES = 4, 4
+"""A live entry is a float32 value and a column number; of a block of columns all entries share one number."""
 
 
 def evaluate(config: Config, split: str = "test") -> dict[str, Any]:
@@ -100,5 +100,5 @@ def sizes(table: PackedTable | DenseTable) -> dict[str, Any]:
     return {
         "live_entries": live,
         "slots_per_live": table.layout.slots / live,
-        "bytes_per_item": LIVE_ENTRY_BYTES * live / table.rows,
+        "bytes_per_item": (VALUE_BYTES + COLUMN_BYTES / table.block) * live / table.rows,
     }

@@ -26,6 +26,17 @@ FOR_EACH_CPU int64_t hse_live_entries(int64_t n, int64_t w, int64_t dims, const 
     return found;
 }
 
+// The columns of all slots from the numbers of blocks: `stored` numbers a chunk, of which the first w / block count.
+FOR_EACH_CPU int64_t hse_columns_of_blocks(int64_t n, int64_t stored, int64_t w, int64_t block, const float* numbers,
+                                           float* columns) {
+    for (int64_t c = 0; c < n; ++c)
+        for (int64_t p = 0; p < w / block; ++p) {
+            const float first = numbers[c * stored + p] * float(block);
+            for (int64_t i = 0; i < block; ++i) columns[c * w + p * block + i] = first + float(i);
+        }
+    return 0;
+}
+
 // Gradients of entries to their slots; free slots get 0.
 FOR_EACH_CPU int64_t hse_live_entries_backward(int64_t n, int64_t w, int64_t dims, const float* columns,
                                                const float* grad, float* out) {

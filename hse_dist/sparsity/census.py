@@ -66,10 +66,13 @@ class Census:
         third: uint8 [rows] of the whole table; None: nothing is said by thirds.
         rows, dims: of the table.
         sample: rows whose entries' ages are followed, about; 0: none.
+        block: adjacent columns that are live together, which are one position here.
     """
 
-    def __init__(self, ranks: Ranks, third: npt.NDArray[np.uint8] | None, rows: int, dims: int, sample: int) -> None:
-        self.ranks, self.third, self.rows, self.dims = ranks, third, rows, dims
+    def __init__(
+        self, ranks: Ranks, third: npt.NDArray[np.uint8] | None, rows: int, dims: int, sample: int, block: int = 1
+    ) -> None:
+        self.ranks, self.third, self.rows, self.dims, self.block = ranks, third, rows, dims // block, block
         self.sample = min(sample, rows)
         self.sketch, self.births = Sketch(), Sightings("births_")
 
@@ -83,7 +86,7 @@ class Census:
         """What the journal says of `version`, of all ranks; a collective call.
 
         Args:
-            grown: row · dims + column of new entries, int64 [n].
+            grown: row · dims + column of new entries, of blocks as the rows have them, int64 [n].
         """
         self.sketch.add(grown)
         registers = self.ranks.maximum(torch.from_numpy(self.sketch.registers.copy()).to(self.ranks.device))
@@ -92,7 +95,7 @@ class Census:
         together = self.ranks.maximum(torch.from_numpy(used[: self.dims]).to(self.ranks.device))
         ages = self._ages(owned, row_ranges, version)
         counts = self.ranks.sum(torch.from_numpy(np.concatenate([self._live(owned), ages])).to(self.ranks.device))
-        live, total, followed = counts[:-2].tolist(), int(counts[-2]), int(counts[-1])
+        live, total, followed = (counts[:-2] * self.block).tolist(), int(counts[-2]), int(counts[-1])
         by_third = dict(zip(THIRDS, live, strict=True)) if self.third is not None else {}
         return {
             "tables": {"item": {"live": sum(live), **by_third}},

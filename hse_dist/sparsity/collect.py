@@ -36,13 +36,16 @@ GROUP = 64
 """Columns whose maximum is looked at first: a search for the strongest of all would take longer than the products."""
 
 
-def strongest_positions(activations: Activations, explore: int, memory_bytes: int) -> tuple[Tensor, Tensor, Tensor]:
+def strongest_positions(
+    activations: Activations, explore: int, memory_bytes: int, block: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
     """The strongest positions of each candidate that are not live.
 
     Args:
         activations: of a step that collects, after its backward pass.
         explore: e, positions a candidate.
         memory_bytes: bound of the plain path's blocks of dense gradients; the compiled one makes none.
+        block: adjacent columns that are live together: the positions of the ⌈e / block⌉ strongest blocks are given.
 
     Returns:
         candidate int64 [n], column int64 [n], gradient float32 [n]; positions with gradient 0 are left out.
@@ -50,10 +53,10 @@ def strongest_positions(activations: Activations, explore: int, memory_bytes: in
     operators = activations.operators
     assert isinstance(operators, SparseOperators)
     kept = activations.matrices()
-    if available(kept.users):
+    if available(kept.users) and block == 1:
         candidate, place, gradient = compiled_positions(activations, operators, explore)
     else:
-        candidate, place, gradient = plain_positions(activations, operators, explore, memory_bytes)
+        candidate, place, gradient = plain_positions(activations, operators, explore, memory_bytes, block)
     columns = place if operators.kept_columns is None else operators.kept_columns[place]
     return candidate, columns, gradient
 
@@ -81,7 +84,7 @@ def compiled_positions(
 
 
 def plain_positions(
-    activations: Activations, operators: SparseOperators, explore: int, memory_bytes: int
+    activations: Activations, operators: SparseOperators, explore: int, memory_bytes: int, block: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`strongest_positions` by dense blocks of candidates; columns as renumbered."""
     kept = activations.matrices()
@@ -91,16 +94,19 @@ def plain_positions(
         weighted = weighted * operators.gains.detach()[:, None]
     histories = _Histories(activations, len(weighted))
     dims, most = len(grad_u), max(len(weighted), 1)
-    block = min(most, max(1, memory_bytes // (2 * grad_u.element_size() * dims)))
+    at_a_time = min(most, max(1, memory_bytes // (2 * grad_u.element_size() * dims)))
     # one buffer for all blocks: memory of this size, taken again and again, would scatter and fault in anew each time
-    buffer, parts = grad_u.new_zeros(dims * block), []
-    for first in range(0, most, block):
-        chosen = histories.order[first : first + block]
+    buffer, parts = grad_u.new_zeros(dims * at_a_time), []
+    for first in range(0, most, at_a_time):
+        chosen = histories.order[first : first + at_a_time]
         gradient_kc = buffer[: dims * len(chosen)].view(dims, len(chosen))
         gradient_kc.addmm_(users, weighted[chosen].t().contiguous(), beta=0)
         histories.add(gradient_kc, grad_u, first)
         _clear_live(gradient_kc, operators, chosen)
-        parts.append(_strongest(gradient_kc, explore, chosen))
+        if block == 1:
+            parts.append(_strongest(gradient_kc, explore, chosen))
+        else:
+            parts.append(_strongest_blocks(gradient_kc, explore, chosen, block))
     candidate, place, gradient = (torch.cat(column) for column in zip(*parts, strict=True))
     return candidate, place, gradient
 
@@ -164,12 +170,24 @@ def _strongest(gradient_kc: Tensor, explore: int, chosen: Tensor) -> tuple[Tenso
     return chosen[:, None].expand_as(places)[kept], places[kept], gradients[kept]
 
 
-class GrowthCollector(Sightings):
-    """What this rank has seen of positions that are not live."""
+def _strongest_blocks(gradient_kc: Tensor, explore: int, chosen: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All positions of the strongest blocks of each candidate; renumbered columns are whole blocks, too."""
+    dims, count = gradient_kc.shape
+    blocks_kbc = gradient_kc[: dims // block * block].view(-1, block, count)
+    wanted = min(-(-explore // block), len(blocks_kbc))
+    best = blocks_kbc.square().sum(1).t().topk(wanted, dim=1, sorted=False).indices
+    places = (best[:, :, None] * block + torch.arange(block, device=best.device)).flatten(1)
+    gradients = gradient_kc[places, torch.arange(count, device=best.device)[:, None]]
+    kept = gradients != 0
+    return chosen[:, None].expand_as(places)[kept], places[kept], gradients[kept]
 
-    def __init__(self, settings: GrowSettings) -> None:
+
+class GrowthCollector(Sightings):
+    """What this rank has seen of positions that are not live; of blocks of columns the strongest blocks' entries."""
+
+    def __init__(self, settings: GrowSettings, block: int = 1) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.block = settings, block
 
     def users(self, rows: SparseRows | DenseRows) -> int:
         """Of how many users a step on these rows should keep what growth scores need: as many as are wanted and fit.
@@ -196,5 +214,5 @@ class GrowthCollector(Sightings):
     def collect(self, activations: Activations, candidates: Tensor) -> None:
         """Keep the strongest positions of one step's candidates [C]."""
         memory = self.settings.memory_mb * 2**20
-        candidate, columns, gradients = strongest_positions(activations, self.settings.explore, memory)
+        candidate, columns, gradients = strongest_positions(activations, self.settings.explore, memory, self.block)
         self.add(candidates[candidate], columns, gradients, candidates)

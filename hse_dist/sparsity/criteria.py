@@ -12,7 +12,8 @@ the order of the scores. A score depends on its entry and on sums that have one 
 
 Sums go over the steps of the window, by visits of the row. An entry of which no step saw a gradient has no score and is
 not dropped, unless the number of live entries could not fall without (`Evidence.reserve`). All are multiplied by
-(count / largest count)^popularity_power.
+(count / largest count)^popularity_power. A block of columns has one score: Σ w·g and ½ · Σ w² · Σ g² go over its
+entries, too; of the others it is the length of its entries' scores.
 """
 
 from __future__ import annotations
@@ -99,13 +100,14 @@ def column_lengths(owned: OwnedRows, gains: Floats, rows: int, ranks: Ranks) -> 
         gains: float32 [owned rows]. rows: of the whole table.
     """
     largest = max(ranks.gather(max((float(part.max(initial=0.0)) for _, part in _energies(owned, gains)), default=0.0)))
+    dims = owned.dims * owned.block
     if not 0.0 < largest < math.inf:
-        return np.ones(owned.dims, np.float32)  # nothing to tell columns apart; a NaN is named where scores are made
+        return np.ones(dims, np.float32)  # nothing to tell columns apart; a NaN is named where scores are made
     # of whole numbers: a float sum depends on its order
     scale = 2.0 ** (EXACT_BITS - math.ceil(math.log2(rows + 1)) - math.ceil(math.log2(largest)))
-    sums = np.zeros(owned.dims, np.int64)
+    sums = np.zeros(dims, np.int64)
     for columns, energy in _energies(owned, gains):
-        sums += np.bincount(columns, np.rint(energy * scale), minlength=owned.dims).astype(np.int64)
+        sums += np.bincount(columns, np.rint(energy * scale), minlength=dims).astype(np.int64)
     whole = ranks.sum(torch.from_numpy(sums).to(ranks.device)).cpu().numpy()
     return np.sqrt(whole / scale).astype(np.float32)
 
@@ -115,8 +117,19 @@ def _energies(owned: OwnedRows, gains: Floats) -> Iterator[tuple[Ints, npt.NDArr
     for first, last in row_blocks(owned.offsets):
         here = slice(owned.offsets[first], owned.offsets[last])
         live = owned.columns[here] < owned.dims
-        of_slots = np.repeat(np.abs(gains[first:last]), np.diff(owned.offsets[first : last + 1]))
-        yield owned.columns[here][live], owned.values[here][live].astype(np.float64) ** 2 * of_slots[live]
+        of_places = np.repeat(np.abs(gains[first:last]), np.diff(owned.offsets[first : last + 1]))
+        energy = owned.by_place[here][live].astype(np.float64) ** 2 * of_places[live, None]
+        yield _spread(owned.columns[here][live], owned.block).ravel(), energy.ravel()
+
+
+def _spread(numbers: Ints, block: int) -> Ints:
+    """What numbers of blocks stand for, [n, b]: columns of block numbers, positions of blocks' positions."""
+    return numbers[:, None] * block + np.arange(block)
+
+
+def _lengths(scores_nb: Floats) -> Floats:
+    """One score a block, of its entries'."""
+    return np.abs(scores_nb[:, 0]) if scores_nb.shape[1] == 1 else np.sqrt((scores_nb**2).sum(1))
 
 
 def popularity_of(counts: Ints | None, power: float) -> Floats | None:
@@ -140,13 +153,15 @@ def score_keys(settings: DropSettings, evidence: Evidence, seed: int, version: i
     def keys_of_block(rows: OwnedRows, gains: Floats) -> tuple[Keys, Ints]:
         here = np.flatnonzero(rows.columns < rows.dims)
         local = np.searchsorted(rows.offsets, here, side="right") - 1
-        row, columns = local + rows.first, rows.columns[here]
+        row, columns, values = local + rows.first, rows.columns[here], rows.by_place[here]
         scored: Mask = np.ones(len(here), np.bool_)
         if settings.by_gradient:
-            scores, scored = _by_gradient(settings.kind, row * rows.dims + columns, rows.values[here], evidence)
+            positions = _spread(row * rows.dims + columns, rows.block)
+            scores, scored = _by_gradient(settings.kind, positions, values, evidence)
         elif settings.kind == "activity":
             assert evidence.lengths is not None
-            scores = np.abs(rows.values[here]) * np.sqrt(np.abs(gains))[local] * evidence.lengths[columns]
+            weights = np.sqrt(np.abs(gains))[local, None]
+            scores = _lengths(np.abs(values) * weights * evidence.lengths[_spread(columns, rows.block)])
         else:
             scores = _random(row * rows.dims + columns, seed, version)
         if evidence.popularity is not None and settings.kind != "activity":  # whose gains have it
@@ -154,7 +169,7 @@ def score_keys(settings: DropSettings, evidence: Evidence, seed: int, version: i
         keys = np.zeros(len(rows.columns), np.uint32)
         keys[here[scored]] = keys_of(scores[scored].astype(np.float32), row[scored], "drop")
         if evidence.reserve and not scored.all():
-            sizes = np.abs(rows.values[here[~scored]]) * np.sqrt(np.abs(gains))[local[~scored]]
+            sizes = _lengths(values[~scored]) * np.sqrt(np.abs(gains))[local[~scored]]
             keys_of(sizes, row[~scored], "drop")  # names one that is no number
             keys[here[~scored]] = reserve_keys(sizes)
         return keys, np.bincount(local, minlength=len(rows.offsets) - 1)
@@ -163,16 +178,22 @@ def score_keys(settings: DropSettings, evidence: Evidence, seed: int, version: i
 
 
 def _by_gradient(kind: str, positions: Ints, values: Floats, evidence: Evidence) -> tuple[Floats, Mask]:
-    """Scores of live entries, and which have one."""
+    """Scores of live entries (blocks), and which have one.
+
+    Args:
+        positions: int64 [n, b]. values: float32 [n, b].
+    """
     assert evidence.positions is not None and evidence.sums is not None
     place = np.searchsorted(evidence.positions, positions)
     found = place < len(evidence.positions)
     found[found] = evidence.positions[place[found]] == positions[found]
-    sums = np.zeros(len(positions))
+    sums = np.zeros(positions.shape)
     sums[found] = evidence.sums[place[found]]
+    scored: Mask = np.any(found, axis=1)
     if kind == "fisher":
-        return (0.5 * values.astype(np.float64) ** 2 * sums).astype(np.float32), found
-    return (np.abs(sums) if kind == "sensitivity" else -sums).astype(np.float32), found
+        return (0.5 * values.astype(np.float64) ** 2 * sums).sum(1).astype(np.float32), scored
+    whole = sums.sum(1)
+    return (np.abs(whole) if kind == "sensitivity" else -whole).astype(np.float32), scored
 
 
 def _random(positions: Ints, seed: int, version: int) -> Floats:

@@ -1,8 +1,9 @@
 """What ranks and the SparsityServer say to each other: small, picklable, versioned.
 
-A rewire is a fixed conversation, the same for all ranks: `Open`, histograms for each selection, `Close`. Every message
-carries the version of the decision that it belongs to, and every rank numbers its messages; so a message that is sent
-twice gets the same answer twice, and one that does not fit is refused.
+A rewire is a fixed conversation, the same for all ranks: `Open`, histograms for each selection, `Close`. They count
+entries, or blocks of columns that are live together; the journal has entries. Every message carries the version of the
+decision that it belongs to, and every rank numbers its messages; so a message that is sent twice gets the same answer
+twice, and one that does not fit is refused.
 """
 
 from __future__ import annotations

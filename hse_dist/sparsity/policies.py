@@ -80,6 +80,13 @@ POLICIES = (
     Policy("sparsity.budget", "row", "every row keeps its own number", f"{SURVEY} §3.9"),
     Policy("sparsity.budget", "popularity", "every row keeps its own number, in proportion to count^power",
            "mixed dimensions, Ginart et al., ISIT 2021 §3", "8 bytes a row while the start is made"),
+    Policy("sparsity.structure", "single", "any position of a row", f"{SURVEY} §2.2"),
+    Policy("sparsity.structure", "block",
+           "whole blocks of 4, 8 or 16 adjacent columns, one column number a block; scored as a whole",
+           f"{SURVEY} §2.2 and §3.7; Gray et al., GPU Kernels for Block-Sparse Weights, 2017",
+           "less: one number a block; the pairs of all items while `local_inverse` is made"),
+    Policy("sparsity.structure", "n_of_m", "at most n of every m adjacent columns of a row",
+           "2:4, Mishra et al., arXiv 2104.08378", "24 bytes a candidate and dropped entry, in a rewire"),
 )  # fmt: skip
 """In the order of the settings."""
 

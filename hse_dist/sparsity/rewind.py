@@ -86,11 +86,12 @@ def rewind(owned: OwnedRows, early: StartFolder) -> None:
     for first in range(owned.first, owned.last, RANGE_ROWS):
         last = min(first + RANGE_ROWS, owned.last)
         begin, end = owned.offsets[[first - owned.first, last - owned.first]]
-        columns, values = owned.columns[begin:end], owned.values[begin:end]
-        slots = np.flatnonzero(columns < owned.dims)
+        columns, values = owned.columns[begin:end], owned.by_place[begin:end]
+        places = np.flatnonzero(columns < owned.dims)
         bounds = owned.offsets[first - owned.first : last - owned.first + 1] - begin
-        rows = np.searchsorted(bounds, slots, side="right") - 1
-        values[slots] = _values_at(early, first, last, rows * owned.dims + columns[slots])
+        rows = np.searchsorted(bounds, places, side="right") - 1
+        positions = (rows * owned.dims + columns[places])[:, None] * owned.block + np.arange(owned.block)
+        values[places] = _values_at(early, first, last, positions)
 
 
 def _values_at(early: StartFolder, first: int, last: int, positions: Ints) -> np.ndarray:

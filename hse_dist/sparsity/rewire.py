@@ -3,7 +3,8 @@
 In: the rows that this rank owns, growth candidates of these rows, and the server. Out: the same rows with other live
 entries, as many on all ranks together as the schedule says. Pure but for the conversation with the server. What is as
 long as the table is the keys of its slots (`slots.py`), which each part of the rewire narrows down; ties go by the
-canonical order (row, then column).
+canonical order (row, then column). Where blocks of columns are live together, all that is said of entries and slots is
+said of these (`structure.py`).
 
 Equal tables and an equal multiset of gradients give bit-equal tables, whatever the number of ranks.
 """
@@ -29,6 +30,7 @@ from hse_dist.sparsity.shrink import freed_below, shrink
 from hse_dist.sparsity.slot_keys import Block, SlotKeys, count_live
 from hse_dist.sparsity.slots import find_live, free, groups, keys_of, place
 from hse_dist.sparsity.strongest import keep_strongest
+from hse_dist.sparsity.structure import Groups, row_limits
 from hse_dist.tables.sharded import OwnedRows
 
 Observe = Callable[[OwnedRows, Ints], dict[str, Any]]
@@ -36,8 +38,8 @@ Observe = Callable[[OwnedRows, Ints], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Candidates:
-    """Positions that could grow, in canonical order: rows, columns int64 [n], scores float32 [n], of which the
-    size counts."""
+    """Positions that could grow, in canonical order: rows, columns (numbers of blocks) int64 [n], scores float32 [n],
+    of which the size counts."""
 
     rows: Ints
     columns: Ints
@@ -76,7 +78,8 @@ def rewire(
         NumericError: a value or a score of some rank is NaN or infinite; names the row, on all ranks.
         ProtocolError: the ranks disagree.
     """
-    evidence, floor = evidence or Evidence(), settings.budget.floor
+    evidence, (floor, _) = evidence or Evidence(), row_limits(settings)
+    grouped = Groups(settings.structure, owned.dims) if settings.structure.kind == "n_of_m" else None
     gains = weigh(gains, evidence)
     keys = SlotKeys(owned, gains, score_keys(settings.drop, evidence, seed, version + 1))
     with _told(transport, version + 1):
@@ -88,14 +91,15 @@ def rewire(
     then = live if plan.rows is None else plan.rows.of(live)
     dropped, selection = _drop(keys, then, plan, transport, settings)
     room, limit = _room(owned, live, then, dropped, settings)
-    if candidates is None and settings.grow.kind == "none":
-        candidates = Candidates(*random_positions(live[:0], live[:0], owned.dims, seed, plan.version))
     if candidates is None:
-        rows, wanted = np.arange(owned.first, owned.last), np.minimum(room, settings.grow.explore)
+        wanted = np.minimum(room, 0 if settings.grow.kind == "none" else settings.grow.explore)
+        rows = np.arange(owned.first, owned.last)
         candidates = Candidates(*random_positions(rows, wanted, owned.dims, seed, plan.version))
-    new_rows, new_columns, offered = _grow(owned, room, candidates, plan, transport, settings)
+    new_rows, new_columns, offered = _grow(keys, room, candidates, plan, transport, settings, grouped)
     limit = limit - np.bincount(new_rows - owned.first, minlength=len(room))
-    restored = _restore(keys, np.minimum(dropped, limit), plan, transport, settings, selection)
+    grown = None if grouped is None else grouped.of(new_rows, new_columns)
+    back = _Return(np.minimum(dropped, limit), grouped, grown)
+    restored = _restore(keys, back, plan, transport, settings, selection)
     place(owned, new_rows, new_columns)
     closed: Closed = transport.ask(
         Close(
@@ -139,7 +143,7 @@ def _drop(
     if rows_compete(settings.budget):
         selection = select(transport, plan.version, "drop", keys.parts)
         return keys.take(selection, largest=False), selection
-    fewer, moved = keys.live - then, row_drops(then, plan.fraction, settings.budget.floor)
+    fewer, moved = keys.live - then, row_drops(then, plan.fraction, row_limits(settings)[0])
     quota = fewer + np.clip(keys.scored() - fewer, 0, moved)
     keys.narrow(lambda block: _strongest(block, quota, largest=False))
     return quota, None
@@ -157,25 +161,29 @@ def _room(owned: OwnedRows, live: Ints, then: Ints, dropped: Ints, settings: Spa
     """
     if not rows_compete(settings.budget):
         return then - live + dropped, then - live + dropped
-    ceiling = np.minimum(np.diff(owned.offsets), settings.budget.ceiling)
+    ceiling = np.minimum(np.diff(owned.offsets), row_limits(settings)[1])
     left = live - dropped
     return np.maximum(ceiling - left, 0), np.maximum(ceiling, live) - left
 
 
 def _grow(
-    owned: OwnedRows,
+    slots: SlotKeys,
     room: Ints,
     candidates: Candidates,
     plan: Plan,
     transport: Transport,
     settings: SparsitySettings,
+    grouped: Groups | None,
 ) -> tuple[Ints, Ints, int]:
     """What grows, in canonical order: of each row the strongest positions that fit, of these the strongest of all; and
     how many there were to choose from."""
+    owned = slots.owned
     new = ~find_live(owned, candidates.rows, candidates.columns)
     rows, columns = candidates.rows[new], candidates.columns[new]
     with _told(transport, plan.version):
         keys = keys_of(np.abs(candidates.scores[new]), rows, "grow")
+    if grouped is not None:
+        grouped.limit_growth(slots, rows, columns, keys)
     starts, of_group = groups(rows)
     keep_strongest(starts, keys, columns.astype(np.int32), room[of_group - owned.first], largest=True)
     fits = keys != 0
@@ -186,28 +194,44 @@ def _grow(
     return rows, columns, int(np.count_nonzero(new))
 
 
+@dataclass(frozen=True)
+class _Return:
+    """What may return of what was dropped: `most` of each row, int64 [rows], and as many of its groups of columns as
+    what has `grown` there (int64 [n], ascending) leaves room for."""
+
+    most: Ints
+    grouped: Groups | None
+    grown: Ints | None
+
+    def narrow(self, block: Block) -> None:
+        """Leave the keys of the strongest that may return."""
+        if self.grouped is not None and self.grown is not None:
+            self.grouped.limit_return(block, self.grown)
+        _strongest(block, self.most, largest=True)
+
+
 def _restore(
     keys: SlotKeys,
-    back: Ints,
+    back: _Return,
     plan: Plan,
     transport: Transport,
     settings: SparsitySettings,
     drop: Selection | None,
 ) -> int:
-    """Free the slots of what was dropped, but for the strongest, at most `back` a row, that return so that the count is
+    """Free the slots of what was dropped, but for the strongest of what may return, that return so that the count is
     what it was; how many do.
 
     Args:
         drop: the decision of all rows.
     """
     dropped, threshold = keys.marks(), None
-    keys.narrow(lambda block: _strongest(block, back, largest=True))
+    keys.narrow(back.narrow)
     if drop is not None:
         selection = select(transport, plan.version, "restore", keys.parts)
         restored = keys.take(selection, largest=True)
         threshold = freed_below(drop, selection)
     else:
-        restored = back
+        restored = back.most
     for index, block in keys.blocks():
         marks = np.unpackbits(dropped[index], count=len(block.keys)).astype(np.uint32)
         if settings.drop.kind == "soft_threshold":

@@ -24,10 +24,11 @@ from hse_dist.config import FALLING, Config, ScheduleSettings, SparsitySettings
 
 @dataclass(frozen=True)
 class LiveCounts:
-    """Live entries of a whole table: at the start, and in the end."""
+    """Live entries of a whole table: at the start, and in the end; multiples of `unit`, the columns of a block."""
 
     start: int
     goal: int
+    unit: int = 1
 
 
 def falls(schedule: ScheduleSettings) -> bool:
@@ -47,13 +48,14 @@ def live_counts(config: Config, start: int, rows: int) -> LiveCounts:
     Args:
         start: entries that the start has.
     """
-    return LiveCounts(start, min(start, config.tables.item.live * rows) if falls(config.sparsity.schedule) else start)
+    unit, goal = config.sparsity.structure.unit, config.tables.item.live * rows
+    return LiveCounts(start, min(start, goal - goal % unit) if falls(config.sparsity.schedule) else start, unit)
 
 
-def start_counts(journal: list[dict[str, Any]]) -> LiveCounts | None:
+def start_counts(journal: list[dict[str, Any]], unit: int = 1) -> LiveCounts | None:
     """What the first line of a journal says of them; None where nobody recorded a start."""
     start = journal[0] if journal else {}
-    return LiveCounts(start["live"], start["goal"]) if "goal" in start else None
+    return LiveCounts(start["live"], start["goal"], unit) if "goal" in start else None
 
 
 def rewires_at(settings: SparsitySettings, step: int, steps: int) -> bool:
@@ -138,11 +140,14 @@ def falls_at(schedule: ScheduleSettings, step: int, steps: int) -> bool:
 
 
 def live_after(schedule: ScheduleSettings, counts: LiveCounts, step: int, steps: int) -> int:
-    """How many entries are live after `step` and its rewire, exactly."""
+    """How many entries are live after `step` and its rewire, exactly; a multiple of the counts' unit."""
+    return counts.unit * _units_after(schedule, counts.start // counts.unit, counts.goal // counts.unit, step, steps)
+
+
+def _units_after(schedule: ScheduleSettings, start: int, goal: int, step: int, steps: int) -> int:
     last = last_fall(schedule, steps)
     if not falls(schedule) or step >= last:
-        return counts.goal
-    start, goal = counts.start, counts.goal
+        return goal
     if schedule.kind == "one_shot":
         return start
     if schedule.kind == "lottery":

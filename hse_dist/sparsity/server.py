@@ -23,17 +23,18 @@ from hse_dist.sparsity.budget import RowNumbers, divide, row_numbers, rows_compe
 from hse_dist.sparsity.messages import Close, Closed, Event, Failed, Histogram, Message, Open, Plan, Purpose
 from hse_dist.sparsity.schedule import LiveCounts, drop_fraction, live_after, only_falls_at, start_counts
 from hse_dist.sparsity.selection import Counts, Query, RadixSelection, Selection, score_of
+from hse_dist.sparsity.structure import row_limits
 
 LARGEST: dict[Purpose, bool] = {"drop": False, "grow": True, "restore": True}
 """Which end of the order each selection takes."""
 
 
-def note(total: Mapping[str, int], offered: int, fraction: float) -> str | None:
+def note(total: Mapping[str, int], offered: int, fraction: float, *, grouped: bool = False) -> str | None:
     """Why a rewire moved nothing; None where it did, or should not.
 
     Args:
         total: entries `dropped`, `grown`, … of all ranks. offered: positions that were not live and could have grown.
-        fraction: of the live entries, that was to move.
+        fraction: of the live entries, that was to move. grouped: whether groups of columns may be full.
     """
     if not total["dropped"]:
         return "nothing was dropped: no entry with a score is above its row's floor, or the fraction is too small"
@@ -44,7 +45,8 @@ def note(total: Mapping[str, int], offered: int, fraction: float) -> str | None:
     back = "what was dropped came back" if total["restored"] == total["dropped"] else "what was to move came back"
     if not offered:
         return f"nothing grew: there was no candidate; {back}"
-    return f"nothing grew: every candidate's row is at its ceiling; {back}"
+    full = "row is at its ceiling, or its group of columns full" if grouped else "row is at its ceiling"
+    return f"nothing grew: every candidate's {full}; {back}"
 
 
 class SparsityServer:
@@ -117,15 +119,18 @@ class SparsityServer:
         return [replace(self._plan, rows=own) for own in rows]
 
     def _scheduled(self, live: int, step: int) -> int:
-        """How many of the `live` entries the schedule leaves after the rewire of `step`."""
-        counts = start_counts(self.journal)
-        return live if counts is None else min(live, live_after(self.settings.schedule, counts, step, self.steps))
+        """How many of the `live` entries (of blocks of columns: blocks) the schedule leaves after `step`'s rewire."""
+        unit = self.settings.structure.unit
+        counts = start_counts(self.journal, unit)
+        return (
+            live if counts is None else min(live, live_after(self.settings.schedule, counts, step, self.steps) // unit)
+        )
 
     def _rows(self, messages: Sequence[Open]) -> list[RowNumbers]:
         """What each rank's rows are cut down to."""
         given = [np.empty(0, np.int64) if one.rows_by_live is None else one.rows_by_live for one in messages]
         by_rank = np.array(list(zip_longest(*given, fillvalue=0)), np.int64).reshape(-1, self.ranks).T
-        numbers = row_numbers(by_rank.sum(0), self._live, self.settings.budget.floor)
+        numbers = row_numbers(by_rank.sum(0), self._live, row_limits(self.settings)[0])
         parts = dict(zip(self._order, divide(numbers, by_rank[self._order]), strict=True))
         return [parts[rank] for rank in range(self.ranks)]
 
@@ -169,8 +174,11 @@ class SparsityServer:
             )
         self.version += 1
         thresholds = {purpose: score_of(selection.threshold) for purpose, selection in self._results.items()}
-        policy = {name: getattr(self.settings, name).kind for name in ("drop", "grow", "budget")}
-        offered = total.pop("offered")
+        policy = {name: getattr(self.settings, name).kind for name in ("drop", "grow", "budget", "structure")}
+        grouped, offered = policy["structure"] == "n_of_m", total.pop("offered")
+        why = note(total, offered, self._plan.fraction, grouped=grouped)
+        for name in ("live", "dropped", "grown", "restored"):
+            total[name] *= self.settings.structure.unit
         self.journal.append(
             {
                 "version": self.version,
@@ -178,7 +186,7 @@ class SparsityServer:
                 "policy": policy,
                 "fraction": self._plan.fraction,
                 "thresholds": thresholds,
-                "note": note(total, offered, self._plan.fraction),
+                "note": why,
                 **total,
                 **messages[0].facts,
             }

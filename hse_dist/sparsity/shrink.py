@@ -12,6 +12,7 @@ import numpy as np
 
 from hse_dist.sparsity.growth import Floats
 from hse_dist.sparsity.selection import Mask, Selection, score_of
+from hse_dist.sparsity.slots import in_lengths
 from hse_dist.tables.sharded import OwnedRows
 
 
@@ -25,18 +26,24 @@ def freed_below(drop: Selection, restore: Selection) -> float:
 def shrink(rows: OwnedRows, gains: Floats, freed: Mask, threshold: float | None) -> None:
     """Move values towards 0 by threshold / √|gain|, in place, where |value| · √|gain| is above the threshold.
 
+    A block of columns moves as a whole, by its length (the group lasso's step: Yuan & Lin, JRSS B 2006).
+
     Args:
-        freed: bool [slots], slots that become free.
+        freed: bool [places], places that become free.
         threshold: of all rows; None: each row has its own, the largest score that is freed in it.
     """
     lengths = np.diff(rows.offsets)
     weights = np.repeat(np.sqrt(np.abs(gains)), lengths)
-    scores = np.abs(rows.values) * weights
+    sizes = np.abs(in_lengths(rows).values)
+    scores = sizes * weights
     if threshold is None:
         of_rows = np.maximum.reduceat(np.where(freed, scores, np.float32(0)), rows.offsets[:-1])
         limits = np.repeat(of_rows, lengths)
     else:
         limits = np.full(len(scores), threshold, np.float32)
     above = (scores > limits) & ~freed & (limits > 0)
-    left = np.abs(rows.values[above]) - limits[above] / weights[above]
-    rows.values[above] = np.sign(rows.values[above]) * np.maximum(left, 0)
+    left = np.maximum(sizes[above] - limits[above] / weights[above], 0)
+    if rows.block == 1:
+        rows.values[above] = np.sign(rows.values[above]) * left
+    else:
+        rows.by_place[above] *= (left / sizes[above])[:, None]

@@ -72,9 +72,10 @@ class SlotKeys:
                 owned.first + first,
                 owned.first + last,
                 offsets,
-                owned.values[begin:end],
+                owned.by_place[begin:end].reshape(-1),
                 owned.columns[begin:end],
                 owned.dims,
+                owned.block,
             )
             yield index, Block(first, last, rows, self._keys(index, rows, self.gains[first:last]))
 

@@ -23,6 +23,8 @@ from hse_dist.tables.sharded import OwnedRows
 def drop_keys(owned: OwnedRows, gains: Floats) -> tuple[Keys, Ints]:
     """The key of the drop score |value| · √|gain| of each live entry, uint32 [slots]; live entries of each row.
 
+    Of blocks of columns: ‖values of the block‖ · √|gain| of each, uint32 [places]; live blocks of each row.
+
     Args:
         gains: float32 [rows].
 
@@ -30,6 +32,7 @@ def drop_keys(owned: OwnedRows, gains: Floats) -> tuple[Keys, Ints]:
         NumericError: names the table and the row of the first score that is NaN or infinite.
     """
     assert owned.columns.dtype == np.int32 and owned.values.dtype == np.float32
+    owned = in_lengths(owned)
     rows, weights = len(owned.offsets) - 1, np.sqrt(np.abs(gains))
     keys, live = np.empty(len(owned.values), np.uint32), np.empty(rows, np.int64)
     if library() is not None:
@@ -48,6 +51,14 @@ def drop_keys(owned: OwnedRows, gains: Floats) -> tuple[Keys, Ints]:
         keys[here] = keys_of(np.abs(owned.values[here]) * weights[row], row + owned.first, "drop")
         live[first:last] = np.bincount(row - first, minlength=last - first)
     return keys, live
+
+
+def in_lengths(owned: OwnedRows) -> OwnedRows:
+    """The rows with the length of each block in place of its values; rows without blocks as they are."""
+    if owned.block == 1:
+        return owned
+    lengths = np.sqrt((owned.by_place**2).sum(1))
+    return OwnedRows(owned.first, owned.last, owned.offsets, lengths, owned.columns, owned.dims)
 
 
 def keys_of(scores: Floats, rows: Ints, what: str) -> Keys:
@@ -133,12 +144,12 @@ def _slots_of(owned: OwnedRows, rows: Ints) -> tuple[Ints, Ints]:
 
 def free(owned: OwnedRows, dropped: Keys, restored: Keys) -> None:
     """Free the slots with a key in `dropped` and none in `restored`; all else stays in place."""
-    if library() is not None:
+    if library() is not None and owned.block == 1:
         threads, (values, columns) = torch.get_num_threads(), (owned.values, owned.columns)
         call("hse_free_slots", len(dropped), threads, owned.dims, dropped, restored, values, columns)
         return
     gone = (dropped != 0) & (restored == 0)
-    owned.values[gone], owned.columns[gone] = 0.0, owned.dims
+    owned.by_place[gone], owned.columns[gone] = 0.0, owned.dims
 
 
 def place(owned: OwnedRows, rows: Ints, columns: Ints) -> None:
@@ -151,18 +162,18 @@ def place(owned: OwnedRows, rows: Ints, columns: Ints) -> None:
     nth = np.arange(len(rows)) - np.repeat(starts[:-1], np.diff(starts))
     first_free = np.repeat(np.searchsorted(free_rows, of_group), np.diff(starts))
     target = free_slots[first_free + nth]
-    owned.columns[target], owned.values[target] = columns, 0.0
+    owned.columns[target], owned.by_place[target] = columns, 0.0
 
 
 def rescale_to_unit(owned: OwnedRows) -> None:
     """Give every row with a value length 1, in place; at unit rows a score does not depend on a row's length."""
-    rows = len(owned.offsets) - 1
+    rows, offsets = len(owned.offsets) - 1, owned.offsets * owned.block
     if library() is not None:
-        call("hse_unit_slots", rows, torch.get_num_threads(), owned.offsets, owned.values)
+        call("hse_unit_slots", rows, torch.get_num_threads(), offsets, owned.values)
         return
-    for first, last in row_blocks(owned.offsets):
-        here = slice(owned.offsets[first], owned.offsets[last])
+    for first, last in row_blocks(offsets):
+        here = slice(offsets[first], offsets[last])
         squares = owned.values[here].astype(np.float64) ** 2
-        norms = np.sqrt(np.add.reduceat(squares, owned.offsets[first:last] - owned.offsets[first]))
+        norms = np.sqrt(np.add.reduceat(squares, offsets[first:last] - offsets[first]))
         norms[norms == 0.0] = 1.0
-        owned.values[here] /= np.repeat(norms.astype(np.float32), np.diff(owned.offsets[first : last + 1]))
+        owned.values[here] /= np.repeat(norms.astype(np.float32), np.diff(offsets[first : last + 1]))

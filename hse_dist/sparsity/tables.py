@@ -58,8 +58,9 @@ def make_table(
         log.warning("No row has a free slot, so rows cannot grow at others' cost: raise tables.item.slack")
     with_gains = config.model.row_norm == "free"
     table = PackedTable(
-        layout, start.dims, ranks, config.train, settings.sharding, with_gains=with_gains, wire=settings.wire
-    )
+        layout, start.dims, ranks, config.train, settings.sharding,
+        with_gains=with_gains, wire=settings.wire, block=sparsity.structure.unit,
+    )  # fmt: skip
     if state is None:
         table.set_gains(start.gains)
         fill(table, start)
@@ -73,7 +74,8 @@ def fill(table: PackedTable, start: StartFolder) -> None:
     copy of the shard would be as large as all that it is trained with.
     """
     values, columns = table.local_values(), table.local_columns()
-    width, offsets = table.layout.width, table.layout.offsets.cpu().numpy()
+    width, offsets, size = table.layout.width, table.layout.offsets.cpu().numpy(), table.block
+    stored = columns.shape[1]
     shard_first, shard_last = table.ranges[table.ranks.rank]
     first = max(int(np.searchsorted(offsets, shard_first, side="right")) - 1, 0)
     last = int(np.searchsorted(offsets, shard_last))
@@ -85,9 +87,12 @@ def fill(table: PackedTable, start: StartFolder) -> None:
         slots = np.repeat(bounds[:-1] - row_offsets[:-1], np.diff(row_offsets)) + np.arange(len(entry_columns))
         # the first and the last row may lie partly in other shards
         low, high = max(shard_first, base), min(shard_last, ending)
-        for shard, entries, free in ((values, entry_values, 0.0), (columns, entry_columns, table.dims)):
-            block = np.full(bounds[-1], free, dtype=np.float32)
-            block[slots] = entries
-            part = block.reshape(-1, width)[low - base : high - base]
+        # whole blocks of columns follow one another, each of which has one number
+        chunk, place = np.divmod(slots[::size] // size, width // size)
+        numbers = (chunk * stored + place, entry_columns[::size] // size, table.free)
+        for shard, (places, entries, free) in ((values, (slots, entry_values, 0.0)), (columns, numbers)):
+            block = np.full((ending - base) * shard.shape[1], free, dtype=np.float32)
+            block[places] = entries
+            part = block.reshape(-1, shard.shape[1])[low - base : high - base]
             shard[low - shard_first : high - shard_first] = torch.from_numpy(part).to(shard.device)
     release_memory()

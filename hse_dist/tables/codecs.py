@@ -21,6 +21,7 @@ from torchrec.distributed.types import CommOp, QuantizedCommCodecs
 
 from hse_dist.config import WireSettings
 from hse_dist.native.library import call, library
+from hse_dist.tables.numbers import padded
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
@@ -89,18 +90,21 @@ class Columns(Codec):
     """Column numbers, exact: two bytes each where D and the code of a free slot fit, else three.
 
     Args:
-        dims: D, itself the code of a free slot.
+        dims: D, itself the code of a free slot; of blocks D / b.
+        stored: numbers of a chunk, of which only the first `sent` go out; None: all.
     """
 
-    def __init__(self, dims: int) -> None:
+    def __init__(self, dims: int, stored: int = 1, sent: int | None = None) -> None:
         self.width = 2 if dims < TWO_BYTES else 3
+        self.dims, self.stored, self.sent = dims, stored, stored if sent is None else sent
 
     @property
     def quantized_dtype(self) -> torch.dtype:
         return torch.uint8
 
     def encode(self, numbers: Tensor, ctx: None = None) -> Tensor:
-        flat = numbers.detach().contiguous().view(-1)
+        chosen = numbers.detach().contiguous().view(-1, self.stored)[:, : self.sent]
+        flat = chosen.contiguous().view(-1)
         if compiled(flat):
             out = torch.empty(self.width * len(flat), dtype=torch.uint8)
             call("hse_pack_columns", len(flat), self.width, flat, out)
@@ -112,12 +116,15 @@ class Columns(Codec):
         if compiled(buffer):
             out = torch.empty(count, dtype=torch.float32)
             call("hse_unpack_columns", count, self.width, buffer, out)
-            return out
-        wide = torch.nn.functional.pad(buffer.view(count, self.width), (0, 4 - self.width))
-        return wide.view(torch.int32).view(-1).to(torch.float32)
+        else:
+            wide = torch.nn.functional.pad(buffer.view(count, self.width), (0, 4 - self.width))
+            out = wide.view(torch.int32).view(-1).to(torch.float32)
+        if self.sent < self.stored:
+            out = padded(out.view(-1, self.sent), self.stored, self.dims).view(-1)
+        return out
 
     def calc_quantized_size(self, numbers: int, ctx: None = None) -> int:
-        return numbers * self.width
+        return numbers // self.stored * self.sent * self.width
 
 
 class StrongestGradients(Codec):

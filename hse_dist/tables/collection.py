@@ -3,7 +3,8 @@
 In: candidate rows int64 [C], asked for. Out: `SparseRows` or `DenseRows`, when they are there.
 
 A packed table is three collections: `values` [chunks, w] (trained by the fused optimizer), `columns` [chunks, w] (the
-dimension of each value as a float32 integer, exact below 2^24, changed only by a rewire) and `gains` [rows, 4]. Columns
+dimension of each value as a float32 integer, exact below 2^24, changed only by a rewire; of blocks of b columns one
+number a block, `numbers.py`) and `gains` [rows, 4]. Columns
 are their own module class because `DistributedModelParallel` picks the sharder, and with it the codecs, by module type,
 and a codec for values would corrupt them. A gain's row is (magnitude, sign, 0, 0): fbgemm wants a multiple of four, and
 the sign in its own slot never gets a gradient, so that it stays.
@@ -24,6 +25,7 @@ from hse_dist.tables.codecs import Codec, Columns, HalfValues, StrongestGradient
 from hse_dist.tables.feedback import FeedBack, Residuals
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.live import live_entries
+from hse_dist.tables.numbers import columns_of, stored_numbers
 from hse_dist.tables.route import FEATURE, Reading, Route
 
 GAIN_WIDTH = 4
@@ -80,17 +82,19 @@ class PackedCollection(nn.Module):
 
     Args:
         layout: where each row's chunks lie.
-        dims: D, also the code of a free slot.
+        dims: D, also the code of a free slot (of blocks D / b).
         with_gains: whether rows have a gain.
+        block: b, adjacent columns that are live together.
     """
 
     wire: Wire
 
-    def __init__(self, layout: RowLayout, dims: int, *, with_gains: bool) -> None:
+    def __init__(self, layout: RowLayout, dims: int, *, with_gains: bool, block: int = 1) -> None:
         super().__init__()
-        self.layout, self.dims = layout, dims
+        self.layout, self.dims, self.block = layout, dims, block
+        self.stored = stored_numbers(layout.width, block)
         self.values = _collection(EmbeddingCollection, "item_values", layout.chunks, layout.width)
-        self.columns = _collection(ColumnCollection, "item_columns", layout.chunks, layout.width)
+        self.columns = _collection(ColumnCollection, "item_columns", layout.chunks, self.stored)
         self.gains = _collection(GainCollection, "item_gains", layout.rows, GAIN_WIDTH) if with_gains else None
 
     def ask(self, rows: Tensor) -> Asked:
@@ -108,7 +112,8 @@ class PackedCollection(nn.Module):
         if isinstance(wire.values, HalfValues):
             wire.values.paused = not torch.is_grad_enabled()
         with torch.no_grad():
-            columns_nw = asked.chunks.read(Reading(self.columns, "columns", width, wire.columns, Codec()))
+            numbers_ns = asked.chunks.read(Reading(self.columns, "columns", self.stored, wire.columns, Codec()))
+            columns_nw = columns_of(numbers_ns, width, self.block)
         values_nw = asked.chunks.read(Reading(self.values, "values", width, wire.values, wire.gradients))
         if wire.residuals is not None and torch.is_grad_enabled():
             values_nw = FeedBack.apply(values_nw, asked.chunks.ids, columns_nw, wire.residuals)

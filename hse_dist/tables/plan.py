@@ -95,6 +95,8 @@ def make_plan(module: nn.Module, sharders: list[Any], ranks: Ranks, sharding: st
     _check_shards(plan, ranks, sharding)
     if isinstance(module, PackedCollection):
         placement = copy.deepcopy(plan.plan["values"]["item_values"])
+        for shard in placement.sharding_spec.shards:
+            shard.shard_sizes[1] = module.stored
         plan.plan["columns"]["item_columns"] = placement
     return plan
 

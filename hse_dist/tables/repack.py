@@ -28,6 +28,7 @@ from torch import Tensor
 from hse_dist.ranks import Ranks
 from hse_dist.tables.block import SparseRows
 from hse_dist.tables.layout import RowLayout
+from hse_dist.tables.numbers import padded, stored_numbers
 from hse_dist.tables.sharded import OwnedRows, PackedTable, Recipe
 
 BLOCK_ROWS = 2**15
@@ -59,7 +60,7 @@ class Contents:
 
 def packed_layout(table: PackedTable, slack: float) -> RowLayout:
     """The layout that the table's live entries need; a collective call."""
-    live = torch.from_numpy(lengths_needed(_live_of(table), slack))
+    live = torch.from_numpy(lengths_needed(_live_of(table) * table.block, slack))
     parts = table.ranks.exchange([live.to(table.ranks.device)] * table.ranks.size)
     by_first = sorted(zip(table.row_ranges, parts, strict=True), key=lambda one: one[0])
     lengths = torch.cat([part for (first, last), part in by_first if last > first]).cpu().numpy()
@@ -67,7 +68,7 @@ def packed_layout(table: PackedTable, slack: float) -> RowLayout:
 
 
 def _live_of(table: PackedTable) -> np.ndarray:
-    """Live entries of each owned row, int64 [rows]."""
+    """Live places of each owned row, int64 [rows]."""
     owned = table.owned(borrow=True)
     try:
         return np.concatenate([np.add.reduceat(block.live, block.offsets[:-1]) for block in blocks(owned)] or [_NONE])
@@ -85,7 +86,7 @@ def blocks(owned: OwnedRows) -> Iterator[OwnedRows]:
         bounds = owned.offsets[first : last + 1]
         here = slice(bounds[0], bounds[-1])
         rows = (owned.first + first, owned.first + last, bounds - bounds[0])
-        yield OwnedRows(*rows, owned.values[here], owned.columns[here], owned.dims)
+        yield OwnedRows(*rows, owned.by_place[here].reshape(-1), owned.columns[here], owned.dims, owned.block)
 
 
 def take_out(table: PackedTable) -> Contents:
@@ -108,7 +109,10 @@ def put_in(contents: Contents, layout: RowLayout) -> PackedTable:
     gc.collect()  # tables refer to themselves: the old one goes only now
     ranks, old = contents.ranks, contents.owned
     made = contents.recipe
-    table = PackedTable(layout, old.dims, ranks, made.train, made.sharding, with_gains=made.with_gains, wire=made.wire)
+    table = PackedTable(
+        layout, old.dims * made.block, ranks, made.train, made.sharding,
+        with_gains=made.with_gains, wire=made.wire, block=made.block,
+    )  # fmt: skip
     shards = [table.local_values(), table.local_columns(), *table.accumulators("values")]
     mine = table.ranges[ranks.rank]
     parts = blocks(old)
@@ -126,11 +130,12 @@ def put_in(contents: Contents, layout: RowLayout) -> PackedTable:
 
 def _pack(block: OwnedRows | None, contents: Contents, layout: RowLayout, warm: float) -> tuple[Tensor, list[Tensor]]:
     """New chunk ids int64 [n] of a block of rows, and of each shard their content [n, …]."""
-    width, dims = layout.width, contents.owned.dims
+    size, free = contents.owned.block, contents.owned.dims
+    width, places = layout.width, layout.width // size
     offsets = layout.offsets.cpu().numpy()
     first, last = (block.first, block.last) if block is not None else (0, 0)
     base, count = int(offsets[first]), int(offsets[last] - offsets[first])
-    values, columns = np.zeros(count * width, np.float32), np.full(count * width, dims, np.float32)
+    values, columns = np.zeros((count * places, size), np.float32), np.full(count * places, free, np.float32)
     accumulators = []
     if block is None:
         rows = begin = source = target = _NONE
@@ -138,20 +143,20 @@ def _pack(block: OwnedRows | None, contents: Contents, layout: RowLayout, warm: 
         source = np.flatnonzero(block.live)
         rows = np.searchsorted(block.offsets, source, side="right") - 1
         begin = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=last - first))])
-        target = (offsets[first:last][rows] - base) * width + np.arange(len(rows)) - begin[rows]
-        values[target], columns[target] = block.values[source], block.columns[source]
+        target = (offsets[first:last][rows] - base) * places + np.arange(len(rows)) - begin[rows]
+        values[target], columns[target] = block.by_place[source], block.columns[source]
         source = source + contents.owned.offsets[first - contents.owned.first]
     of_chunk = np.repeat(np.arange(last - first), np.diff(offsets[first : last + 1]))
     for kept in contents.accumulators:
         if kept.dim() > 1 and kept.shape[1] == width:
-            moved = torch.full((count * width,), warm)
-            moved[target] = kept.flatten()[source]
+            moved = torch.full((count * places, size), warm)
+            moved[target] = kept.view(-1, size)[source]
             accumulators.append(moved.view(count, width))
         else:
-            means = _means(kept.flatten().numpy()[source // width], target // width, rows, of_chunk)
+            means = _means(kept.flatten().numpy()[source // places], target // places, rows, of_chunk)
             accumulators.append(torch.from_numpy(means).view(count, *kept.shape[1:]))
-    shaped = [torch.from_numpy(part.reshape(count, width)) for part in (values, columns)]
-    return torch.arange(base, base + count), [*shaped, *accumulators]
+    numbers = padded(torch.from_numpy(columns).view(count, places), stored_numbers(width, size), free)
+    return torch.arange(base, base + count), [torch.from_numpy(values).view(count, width), numbers, *accumulators]
 
 
 def _means(kept: np.ndarray, chunks: np.ndarray, rows: np.ndarray, of_chunk: np.ndarray) -> np.ndarray:

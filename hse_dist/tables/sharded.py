@@ -26,22 +26,25 @@ from hse_dist.tables.codecs import Codec, Columns, StrongestGradients, registry,
 from hse_dist.tables.collection import DenseCollection, PackedCollection, Wire
 from hse_dist.tables.feedback import Residuals
 from hse_dist.tables.layout import RowLayout
+from hse_dist.tables.numbers import floats, padded, stored_numbers, whole_numbers
 from hse_dist.tables.plan import local_device, make_plan, make_sharders, shard_ranges
 
-TURNED_AT_A_TIME = 2**22
-"""Slots whose columns change between float32 and int32 at once."""
 COUNTED_AT_A_TIME = 2**18
 """Chunks whose live entries are counted at once."""
 
 
 @dataclass
 class OwnedRows:
-    """The rows first … last − 1 of one owner, slot by slot, in row order; numpy, on the host.
+    """The rows first … last − 1 of one owner, place by place, in row order; numpy, on the host.
+
+    A place is a slot, or b adjacent slots for b adjacent columns, which are live or free together.
 
     Attributes:
-        offsets: int64 [rows + 1], first slot of each row.
-        values: float32 [slots]; 0 where the slot is free.
-        columns: int32 [slots]; `dims` where the slot is free.
+        offsets: int64 [rows + 1], first place of each row.
+        values: float32 [places · b]; 0 where the place is free.
+        columns: int32 [places]; the column (of a block: first column / b), `dims` where the place is free.
+        dims: D / b.
+        block: b.
     """
 
     first: int
@@ -50,14 +53,20 @@ class OwnedRows:
     values: np.ndarray
     columns: np.ndarray
     dims: int
+    block: int = 1
 
     @property
     def live(self) -> np.ndarray:
-        """Which slots are live, bool [slots]."""
+        """Which places are live, bool [places]."""
         return self.columns < self.dims
 
+    @property
+    def by_place(self) -> np.ndarray:
+        """The values as [places, b]; a view."""
+        return self.values.reshape(-1, self.block)
+
     def slot_rows(self) -> np.ndarray:
-        """The table row of each slot, int64 [slots]."""
+        """The table row of each place, int64 [places]."""
         return np.repeat(np.arange(self.first, self.last), np.diff(self.offsets))
 
 
@@ -148,10 +157,11 @@ class Recipe:
     sharding: str
     with_gains: bool
     wire: WireSettings
+    block: int
 
 
 class PackedTable(ShardedTable):
-    """Rows of live entries in chunks."""
+    """Rows of live entries in chunks; `block` adjacent columns, of which D is a multiple, are live together."""
 
     def __init__(
         self,
@@ -163,13 +173,17 @@ class PackedTable(ShardedTable):
         *,
         with_gains: bool,
         wire: WireSettings | None = None,
+        block: int = 1,
     ) -> None:
         layout = RowLayout(layout.offsets.to(ranks.device), layout.width)
         wire = wire or WireSettings()
-        self.recipe = Recipe(train, sharding, with_gains, wire)
-        (values, gradients), columns = value_codecs(wire, layout.width), Columns(dims)
+        self.recipe = Recipe(train, sharding, with_gains, wire, block)
+        self.block, self.free, self.numbers = block, dims // block, layout.width // block
+        values, gradients = value_codecs(wire, layout.width)
+        columns = Columns(self.free, stored_numbers(layout.width, block), self.numbers)
         sharders = make_sharders(train, registry(values, gradients), registry(columns, Codec()))
-        super().__init__(PackedCollection(layout, dims, with_gains=with_gains), ranks, sharders, train, sharding)
+        collection = PackedCollection(layout, dims, with_gains=with_gains, block=block)
+        super().__init__(collection, ranks, sharders, train, sharding)
         self.residuals, self._feedback_mb = None, wire.feedback_mb
         if wire.feedback and not gradients.exact and ranks.size > 1:  # one rank alone sends nothing
             device = local_device(ranks.device)
@@ -204,18 +218,18 @@ class PackedTable(ShardedTable):
     def bytes_of_chunks(self, chunks: int) -> int:
         """Memory of so many chunks on all ranks: values, columns and the values' accumulators."""
         width = self.layout.width
-        return 4 * chunks * (2 * width + (width if self.state_a_slot else 1))
+        return 4 * chunks * (width + stored_numbers(width, self.block) + (width if self.state_a_slot else 1))
 
     def local_columns(self) -> Tensor:
-        """This rank's shard of the columns: float32 [chunks, w], `dims` in free slots."""
+        """This rank's shard of the column numbers (`numbers.py`): float32 [chunks, s], `free` in free places."""
         return self._local("columns")
 
     def live_entries(self) -> int:
         """Live entries of the whole table."""
         # in blocks: a sum of marks makes whole numbers of them first, eight bytes a slot
         parts = self._local("columns").split(COUNTED_AT_A_TIME)
-        live = sum((torch.count_nonzero(part < self.dims) for part in parts), torch.tensor(0, device=self.ranks.device))
-        return int(self.ranks.sum(live))
+        live = sum((torch.count_nonzero(part < self.free) for part in parts), torch.tensor(0, device=self.ranks.device))
+        return int(self.ranks.sum(live)) * self.block
 
     def gains(self, first: int, last: int, block: int = 1_000_000) -> np.ndarray:
         """The gains of the rows first … last − 1 of this rank's choice, float32; ones without gains.
@@ -253,17 +267,18 @@ class PackedTable(ShardedTable):
         first, last = self.row_ranges[self.ranks.rank]
         self.lent = borrow and self._can_lend()
         if self.lent:
-            values, columns = self.local_values().view(-1), _whole_numbers(self.local_columns().view(-1))
+            values, columns = self.local_values().view(-1), whole_numbers(self.local_columns().view(-1))
         else:
             values = self.gather_chunks(self._local("values")).flatten().to("cpu", copy=True)
-            columns = self.gather_chunks(self._local("columns")).to(torch.int32).flatten().cpu()
-        offsets = self.layout.offsets[first : last + 1].cpu().numpy() * self.layout.width
+            numbers = self.gather_chunks(self._local("columns"))[:, : self.numbers]
+            columns = numbers.to(torch.int32).flatten().cpu()
+        offsets = self.layout.offsets[first : last + 1].cpu().numpy() * self.numbers
         offsets -= int(offsets[0])
-        return OwnedRows(first, last, offsets, values.numpy(), columns.numpy(), self.dims)
+        return OwnedRows(first, last, offsets, values.numpy(), columns.numpy(), self.free, self.block)
 
     def _can_lend(self) -> bool:
         """The same answer on every rank."""
-        whole = self._owner_ranges() == self.ranges
+        whole = self._owner_ranges() == self.ranges and self.numbers == stored_numbers(self.layout.width, self.block)
         return whole and self.ranks.device.type == "cpu" and not self.state_a_slot
 
     def put_back(self, rows: OwnedRows) -> None:
@@ -271,19 +286,21 @@ class PackedTable(ShardedTable):
         if self.end_loan():
             return
         values = torch.from_numpy(rows.values).view(-1, self.layout.width).to(self.ranks.device)
-        columns = torch.from_numpy(rows.columns).view(-1, self.layout.width).to(self.ranks.device, torch.int32)
-        accumulators = [shard for shard in self.accumulators("values") if shard.shape == self._local("columns").shape]
-        before = self._local("columns").clone() if accumulators else None
+        columns = torch.from_numpy(rows.columns).view(-1, self.numbers).to(self.ranks.device, torch.int32)
+        columns = padded(columns, stored_numbers(self.layout.width, self.block), self.free)
+        accumulators = [shard for shard in self.accumulators("values") if shard.shape == self._local("values").shape]
+        before = self._local("columns").clone() if accumulators else self._local("columns")
         self._scatter_chunks(values, self._local("values"))
         self._scatter_chunks(columns, self._local("columns"))
         for accumulator in accumulators:
-            accumulator[before != self._local("columns")] = self.warm_accumulator
+            changed = before[:, : self.numbers] != self._local("columns")[:, : self.numbers]
+            accumulator[changed.repeat_interleave(self.block, 1)] = self.warm_accumulator
 
     def end_loan(self) -> bool:
         """Take the shard back where `owned` lent it: what was changed stays; whether it was lent."""
         if lent := self.lent:
             self.lent = False
-            _floats(self.local_columns().view(-1))
+            floats(self.local_columns().view(-1))
         return lent
 
     def accumulators(self, name: str) -> list[Tensor]:
@@ -324,18 +341,3 @@ class PackedTable(ShardedTable):
             parts.append(chunks[begin - mine : max(begin, end) - mine])
         received = [part for part in self.ranks.exchange(parts) if len(part)]
         return received[0] if len(received) == 1 else torch.cat(received or [chunks[:0]])
-
-
-def _whole_numbers(columns: Tensor) -> Tensor:
-    """float32 [n] turned into int32 in its own memory."""
-    turned = columns.view(torch.int32)
-    for part, to in zip(columns.split(TURNED_AT_A_TIME), turned.split(TURNED_AT_A_TIME), strict=True):
-        to.copy_(part.to(torch.int32))
-    return turned
-
-
-def _floats(columns: Tensor) -> None:
-    """The way back."""
-    turned = columns.view(torch.int32)
-    for part, to in zip(turned.split(TURNED_AT_A_TIME), columns.split(TURNED_AT_A_TIME), strict=True):
-        to.copy_(part.to(torch.float32))

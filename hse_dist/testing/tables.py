@@ -10,41 +10,56 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hse_dist.config import TrainSettings
+from hse_dist.config import StructureSettings, TrainSettings
 from hse_dist.ranks import Ranks
 from hse_dist.tables.block import SparseRows
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.sharded import OwnedRows, PackedTable
 
+SINGLE = StructureSettings()
+
 
 @dataclass(frozen=True)
 class Content:
-    """Rows of any length: columns int64 and values float32 a row, gains float32 [rows]."""
+    """Rows of any length: columns int64 and values float32 a row, gains float32 [rows]; whole blocks of columns."""
 
     columns: list[np.ndarray]
     values: list[np.ndarray]
     gains: np.ndarray
     dims: int
     width: int
+    block: int = 1
 
     @classmethod
     def random(
-        cls, seed: int, rows: int, dims: int, width: int, *, longest: int, long_rows: dict[int, int], ties: bool = False
+        cls,
+        seed: int,
+        rows: int,
+        dims: int,
+        width: int,
+        *,
+        longest: int,
+        long_rows: dict[int, int],
+        ties: bool = False,
+        structure: StructureSettings = SINGLE,
     ) -> Content:
         """Rows of 1 to `longest` entries, but for those of `long_rows` (row → entries).
 
         Args:
             ties: values are −3, −2, −1, 1, 2 or 3, else normal.
+            structure: rows have as many whole blocks as they may have entries, or leave out what groups have no room
+                for.
         """
         rng = np.random.default_rng(seed)
         lengths = rng.integers(1, longest + 1, rows)
         for row, length in long_rows.items():
             lengths[row] = length
-        columns = [rng.permutation(dims)[:n] for n in lengths]
-        values = [rng.choice([-3, -2, -1, 1, 2, 3], n) if ties else rng.normal(size=n) for n in lengths]
-        return cls(
-            columns, [v.astype(np.float32) for v in values], rng.normal(size=rows).astype(np.float32), dims, width
-        )
+        block = structure.unit
+        columns = [_structured(rng.permutation(dims // block)[: -(-n // block)], structure) for n in lengths]
+        sizes = [len(own) for own in columns]
+        values = [rng.choice([-3, -2, -1, 1, 2, 3], n) if ties else rng.normal(size=n) for n in sizes]
+        gains = rng.normal(size=rows).astype(np.float32)
+        return cls(columns, [v.astype(np.float32) for v in values], gains, dims, width, block)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -55,21 +70,43 @@ class Content:
         return RowLayout.from_lengths(self.lengths, self.width)
 
     def owned(self, first: int, last: int) -> OwnedRows:
-        """The rows first … last − 1 slot by slot, entries in the first slots of their row."""
-        bounds = self.layout.offsets.numpy()[first : last + 1] * self.width
-        bounds = bounds - bounds[0]
-        values, columns = np.zeros(bounds[-1], np.float32), np.full(bounds[-1], self.dims, np.int32)
+        """The rows first … last − 1 place by place, entries in the first slots of their row."""
+        bounds = self.layout.offsets.numpy()[first : last + 1] * (self.width // self.block)
+        bounds, free = bounds - bounds[0], self.dims // self.block
+        values, columns = np.zeros((bounds[-1], self.block), np.float32), np.full(bounds[-1], free, np.int32)
         for row in range(first, last):
-            slots = bounds[row - first] + np.arange(len(self.columns[row]))
-            columns[slots], values[slots] = self.columns[row], self.values[row]
-        return OwnedRows(first, last, bounds, values, columns, self.dims)
+            numbers = self.columns[row][:: self.block] // self.block
+            places = bounds[row - first] + np.arange(len(numbers))
+            columns[places], values[places] = numbers, self.values[row].reshape(-1, self.block)
+        return OwnedRows(first, last, bounds, values.ravel(), columns, free, self.block)
 
     def table(self, ranks: Ranks, sharding: str, settings: TrainSettings, *, with_gains: bool) -> PackedTable:
         """A sharded table of this content; a collective call."""
-        table = PackedTable(self.layout, self.dims, ranks, settings, sharding, with_gains=with_gains)
+        table = PackedTable(self.layout, self.dims, ranks, settings, sharding, with_gains=with_gains, block=self.block)
         table.set_gains(lambda first, last: self.gains[first:last])
         table.put_back(self.owned(*table.row_ranges[ranks.rank]))
         return table
+
+
+def _structured(numbers: np.ndarray, structure: StructureSettings) -> np.ndarray:
+    """Columns of blocks; or of single entries those that groups have room for."""
+    if structure.kind == "block":
+        return (numbers[:, None] * structure.block + np.arange(structure.block)).ravel()
+    if structure.kind == "n_of_m":
+        group = numbers // structure.m
+        order = np.argsort(group, kind="stable")
+        place = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+        return numbers[np.sort(order[place < structure.n])]
+    return numbers
+
+
+def by_slot(owned: OwnedRows) -> OwnedRows:
+    """The rows slot by slot, blocks of columns as single entries."""
+    block = owned.block
+    columns = (owned.columns.astype(np.int64)[:, None] * block + np.arange(block)).ravel()
+    columns[columns > owned.dims * block] = owned.dims * block
+    free = owned.dims * block
+    return OwnedRows(owned.first, owned.last, owned.offsets * block, owned.values, columns.astype(np.int32), free)
 
 
 def read_all(table: PackedTable) -> SparseRows:
@@ -91,4 +128,5 @@ def join(parts: list[OwnedRows]) -> OwnedRows:
         values=np.concatenate([part.values for part in parts]),
         columns=np.concatenate([part.columns for part in parts]),
         dims=parts[0].dims,
+        block=parts[0].block,
     )

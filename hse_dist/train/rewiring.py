@@ -41,6 +41,7 @@ from hse_dist.sparsity.schedule import (
 from hse_dist.sparsity.sightings import Sightings
 from hse_dist.sparsity.slots import find_live, rescale_to_unit
 from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.structure import block_positions
 from hse_dist.tables.repack import packed_layout, put_in, take_out
 from hse_dist.tables.sharded import DenseTable, OwnedRows, PackedTable
 
@@ -74,14 +75,15 @@ class Rewirer:
     ) -> None:
         self.config, self.table, self.transport, self.ranks, self.steps = config, table, transport, ranks, steps
         self.folder, self.rows = RunFolder(config), table.rows
-        self.collector = GrowthCollector(config.sparsity.grow)
+        self.block = config.sparsity.structure.unit
+        self.collector = GrowthCollector(config.sparsity.grow, self.block)
         self.momenta = Sightings("momentum_")
         self.live_seen = LiveSightings(config.sparsity.drop)
         self.popularity = popularity_of(counts, config.sparsity.drop.popularity_power)
         self.census: Census | None = None
         if isinstance(table, PackedTable):
             third = None if counts is None else thirds(counts)
-            self.census = Census(ranks, third, table.rows, table.dims, config.sparsity.journal.ages)
+            self.census = Census(ranks, third, table.rows, table.dims, config.sparsity.journal.ages, self.block)
         self.costs: dict[int, tuple[float, float]] = {}
         self.version, self.rewires = 0, 0
         self.remembered: int | None = None
@@ -91,7 +93,7 @@ class Rewirer:
     def take_up(self, state: dict[str, Any]) -> None:
         """Go on from the server's state of a start or a checkpoint."""
         self.version, journal = state["version"], state["journal"]
-        self.counts = start_counts(journal)
+        self.counts = start_counts(journal, self.block)
         if self.counts is not None:
             self.live = next(entry["live"] for entry in reversed(journal) if "live" in entry)
         self.rewires = sum("policy" in entry for entry in journal if entry["version"])
@@ -156,7 +158,7 @@ class Rewirer:
             closed = rewire(
                 owned,
                 gains,
-                candidates,
+                self._by_block(candidates),
                 self.transport,
                 self.config.sparsity,
                 version=self.version,
@@ -197,9 +199,15 @@ class Rewirer:
             rows, columns, values = kept.rows, kept.columns, kept.values
         return Candidates(rows, columns, values), len(visited)
 
+    def _by_block(self, candidates: Candidates | None) -> Candidates | None:
+        """What grows as one, with one score."""
+        if candidates is None:
+            return None
+        return Candidates(*block_positions(candidates.rows, candidates.columns, candidates.scores, self.block))
+
     def _keep_momenta(self, candidates: Candidates, owned: OwnedRows) -> None:
         """Keep what did not grow."""
-        left = ~find_live(owned, candidates.rows, candidates.columns)
+        left = ~find_live(owned, candidates.rows, candidates.columns // self.block)
         rows, columns = torch.from_numpy(candidates.rows[left]), torch.from_numpy(candidates.columns[left])
         values = torch.from_numpy(candidates.scores[left])
         self.momenta.add(rows, columns, values, torch.empty(0, dtype=torch.int64))

@@ -13,6 +13,7 @@ from hse_dist.config import (
     ModelSettings,
     ScheduleSettings,
     SparsitySettings,
+    StructureSettings,
 )
 from hse_dist.sparsity.policies import POLICIES, README, with_table
 
@@ -22,6 +23,7 @@ KINDS = {
     "sparsity.drop": DropSettings.model_fields["kind"],
     "sparsity.grow": GrowSettings.model_fields["kind"],
     "sparsity.budget": BudgetSettings.model_fields["kind"],
+    "sparsity.structure": StructureSettings.model_fields["kind"],
 }
 
 NUMBERS = {"model.user_entries": ModelSettings.model_fields["user_entries"]}

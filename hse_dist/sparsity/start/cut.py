@@ -3,7 +3,9 @@
 In: the parts of a start (`triples.py`), and gains if the start knows them. Out: the files of a start folder.
 
 Every row keeps its `floor` strongest entries; its next ones up to `ceiling` compete with those of all rows for the rest
-of the budget, by |value| · √|gain|. The decision is made from histograms by whoever `new_selection` names (the
+of the budget, by |value| · √|gain|. Blocks of adjacent columns are kept or cut as a whole, by the length of this over
+their entries (so by the sum of squares · |gain|), and what is missing of one is 0; of groups of columns each row keeps
+its strongest few before anything competes. The decision is made from histograms by whoever `new_selection` names (the
 SparsityServer in a training run), so no process ever sees all entries. Ties go by row, then column. With `power` rows
 do not compete: each has a number by its count, and keeps as many, its strongest; what a row of the start lacks, others
 get.
@@ -48,12 +50,14 @@ NewSelection = Callable[[int, bool], Decider]
 
 @dataclass(frozen=True)
 class Budget:
-    """Who may keep how much.
+    """Who may keep how much; of blocks of columns, blocks.
 
     Attributes:
         live: entries in all. floor: entries that a row keeps in any case. ceiling: most entries of a row.
         unit: rows are scaled to length 1 and lose their gain; else only their mean length becomes 1.
         power: rows have numbers in proportion to count^power; None: they compete.
+        block: adjacent columns that are kept together.
+        group: (n, m): of every m columns a row keeps at most n entries; None: any number.
     """
 
     live: int
@@ -61,6 +65,8 @@ class Budget:
     ceiling: int
     unit: bool
     power: float | None = None
+    block: int = 1
+    group: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def cut(
     else:
         lengths = _lengths(counts, np.concatenate(found), budget, budget.power)
         choices = [lengths[mine.first : mine.last] for mine in ranges]
-    parts = [(mine, choice, budget.unit) for mine, choice in zip(ranges, choices, strict=True)]
+    parts = [(mine, choice, budget) for mine, choice in zip(ranges, choices, strict=True)]
     sums = run(_cut_range, parts, label="start cut")
     live, norms, magnitudes = (sum(part) for part in zip(*sums, strict=True))
     scales = {"value_scale": len(counts) / norms, "gain_scale": len(counts) / magnitudes}
@@ -132,9 +138,9 @@ def _lengths(counts: Ints, most: Ints, budget: Budget, power: float) -> Ints:
 
 
 def _gather(task: tuple[_Range, Budget, Doubles | None]) -> Ints:
-    """Sort a range's entries and tell who competes; entries of each row, at most the ceiling, int64 [rows]."""
+    """Sort a range's entries and tell who competes; entries (blocks) of each row, at most the ceiling, int64 [rows]."""
     mine, budget, gains = task
-    triples = read_parts(mine.work / "parts", mine.index)
+    triples = whole_blocks(read_parts(mine.work / "parts", mine.index), budget.block)
     norms = _squared_norms(triples, mine)
     if not (np.isfinite(norms) & (norms > 0)).all():
         row = mine.first + int(np.argmin(np.isfinite(norms) & (norms > 0)))
@@ -144,14 +150,43 @@ def _gather(task: tuple[_Range, Budget, Doubles | None]) -> Ints:
         )
     gain = -1.0 / norms if gains is None else gains
     scores = np.abs(triples.values.astype(np.float64)) * np.sqrt(np.abs(gain))[triples.rows - mine.first]
+    if budget.block > 1:
+        scores = np.sqrt((scores.reshape(-1, budget.block) ** 2).sum(1))
     keys = order_keys(scores.astype(np.float32))
-    places = ranks_in_row(triples.rows, keys, largest=True)
+    if budget.group is not None:
+        fits = _fit_groups(triples, keys, *budget.group)
+        triples, keys = triples.take(fits), keys[fits]
+    rows = triples.rows[:: budget.block]
+    places = ranks_in_row(rows, keys, largest=True)
     within, kept = places < budget.ceiling, places < budget.floor
+    left = triples.take(_of_entries(within, budget.block))
     if budget.power is None:
-        _save(mine.file("gathered"), triples.take(within), gain, kept=kept[within], keys=keys[within & ~kept])
+        _save(mine.file("gathered"), left, gain, kept=kept[within], keys=keys[within & ~kept])
     else:
-        _save(mine.file("gathered"), triples.take(within), gain, places=places[within])
-    return np.bincount(triples.rows[within] - mine.first, minlength=mine.last - mine.first)
+        _save(mine.file("gathered"), left, gain, places=places[within])
+    return np.bincount(rows[within] - mine.first, minlength=mine.last - mine.first)
+
+
+def whole_blocks(triples: Triples, block: int) -> Triples:
+    """The triples, by row, then column, with a value of 0 for what is missing of blocks of columns."""
+    if block == 1 or not len(triples.rows):
+        return triples
+    numbers = triples.columns // block
+    first = np.concatenate([[True], (np.diff(triples.rows) != 0) | (np.diff(numbers) != 0)])
+    values = np.zeros((int(first.sum()), block), np.float32)
+    values[np.cumsum(first) - 1, triples.columns - numbers * block] = triples.values
+    columns = numbers[first][:, None] * block + np.arange(block)
+    return Triples(np.repeat(triples.rows[first], block), columns.ravel(), values.ravel())
+
+
+def _of_entries(mask: npt.NDArray[np.bool_], block: int) -> npt.NDArray[np.bool_]:
+    return mask if block == 1 else np.repeat(mask, block)
+
+
+def _fit_groups(triples: Triples, keys: npt.NDArray[np.uint32], most: int, columns: int) -> npt.NDArray[np.bool_]:
+    """Which entries are among the `most` strongest of their row and group of columns."""
+    numbers = triples.columns // columns
+    return ranks_in_row(triples.rows * (int(numbers.max(initial=0)) + 1) + numbers, keys, largest=True) < most
 
 
 def _count(task: tuple[_Range, Query]) -> Counts:
@@ -160,20 +195,20 @@ def _count(task: tuple[_Range, Query]) -> Counts:
         return histogram(stored["keys"], query)
 
 
-def _cut_range(task: tuple[_Range, Selection | Ints, bool]) -> tuple[int, float, float]:
+def _cut_range(task: tuple[_Range, Selection | Ints, Budget]) -> tuple[int, float, float]:
     """Apply the decision (of all rows, or the range's numbers) to a range: its live entries, the sum of its rows'
     lengths, and of their |gain|."""
-    mine, choice, unit = task
+    mine, choice, budget = task
     with np.load(mine.file("gathered")) as stored:
         triples, gains = _triples(stored), stored["gains"]
         if isinstance(choice, Selection):
             mask = stored["kept"].copy()
             mask[~mask] = chosen(stored["keys"], choice, mine.index, True)
         else:
-            mask = stored["places"] < choice[triples.rows - mine.first]
-    triples = triples.take(mask)
+            mask = stored["places"] < choice[triples.rows[:: budget.block] - mine.first]
+    triples = triples.take(_of_entries(mask, budget.block))
     norms = np.sqrt(_squared_norms(triples, mine))
-    if unit:
+    if budget.unit:
         values = (triples.values / norms[triples.rows - mine.first]).astype(np.float32)
         triples = Triples(triples.rows, triples.columns, values)
         norms, gains = np.ones_like(norms), np.ones_like(gains)

@@ -85,15 +85,35 @@ def _not_positive(regularization: float) -> NumericError:
     )
 
 
-def strongest_entries(factor: Doubles, ceiling: int, block_rows: int = 1024) -> Iterator[Triples]:
+def strongest_entries(
+    factor: Doubles, ceiling: int, block_rows: int = 1024, *, block: int = 1, group: tuple[int, int] | None = None
+) -> Iterator[Triples]:
     """The entries that the cut may keep: by row the `ceiling` largest |value| (and those equal to the last).
 
     A row's gain is the same for all its entries, so that this is the order of the cut.
+
+    Args:
+        block: adjacent columns that are kept together; then the `ceiling` blocks of largest length.
+        group: (n, m): of every m columns only the n largest |value| (and those equal to the last).
     """
     for first in range(0, len(factor), block_rows):
-        block = factor[first : first + block_rows, : first + block_rows].astype(np.float32)
-        strength = np.abs(block)
-        enough = max(block.shape[1] - ceiling, 0)
+        values = factor[first : first + block_rows, : first + block_rows].astype(np.float32)
+        strength = np.abs(values)
+        if block > 1:
+            values = np.pad(values, ((0, 0), (0, -values.shape[1] % block)))
+            strength = np.sqrt((values.reshape(len(values), -1, block) ** 2).sum(2))
+        if group is not None:
+            strength = _strongest_of_groups(strength, *group)
+        enough = max(strength.shape[1] - ceiling, 0)
         threshold = np.partition(strength, enough, axis=1)[:, enough, None]
-        rows, columns = np.nonzero((strength >= threshold) & (strength > 0))
-        yield Triples(rows + first, columns, block[rows, columns])
+        rows, numbers = np.nonzero((strength >= threshold) & (strength > 0))
+        rows, columns = np.repeat(rows, block), (numbers[:, None] * block + np.arange(block)).ravel()
+        yield Triples(rows + first, columns, values[rows, columns])
+
+
+def _strongest_of_groups(strength: npt.NDArray[np.float32], most: int, columns: int) -> npt.NDArray[np.float32]:
+    """0 but for the `most` largest of each row and group of columns."""
+    count = strength.shape[1]
+    grouped = np.pad(strength, ((0, 0), (0, -count % columns))).reshape(len(strength), -1, columns)
+    threshold = np.partition(grouped, columns - most, axis=2)[:, :, columns - most, None]
+    return np.where(grouped >= threshold, grouped, np.float32(0)).reshape(len(strength), -1)[:, :count]

@@ -34,9 +34,10 @@ from hse_dist.sparsity.start.choose import Judge, best_of
 from hse_dist.sparsity.start.cut import Budget, Doubles, NewSelection, cut
 from hse_dist.sparsity.start.folder import VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
 from hse_dist.sparsity.start.hse import factorize, strongest_entries
-from hse_dist.sparsity.start.random_rows import random_entries
+from hse_dist.sparsity.start.random_rows import random_entries, room
 from hse_dist.sparsity.start.solving import Job, count_pairs, refit_all, solve_all
-from hse_dist.sparsity.start.triples import write_parts
+from hse_dist.sparsity.start.triples import Triples, write_parts
+from hse_dist.sparsity.structure import row_limits
 from hse_dist.tasks import map_tasks
 
 log = logging.getLogger(__name__)
@@ -122,12 +123,24 @@ def start_settings(config: Config, prepared: Histories) -> dict[str, Any]:
     return {
         "start": sparsity.start,
         "data": data,
-        "dims": prepared.items if item.dims == "items" else item.dims,
+        "dims": _dims(config, prepared.items),
         "live": live_at_start(config),
         "row_norm": config.model.row_norm,
         "budget": sparsity.budget.model_dump(mode="json"),
+        "structure": sparsity.structure.model_dump(mode="json"),
         sparsity.start: own,
     }
+
+
+def _dims(config: Config, items: int) -> int:
+    """D; one column an item, and what whole blocks need beside them."""
+    dims, unit = config.tables.item.dims, config.sparsity.structure.unit
+    return items + -items % unit if dims == "items" else dims
+
+
+def _group(config: Config) -> tuple[int, int] | None:
+    structure = config.sparsity.structure
+    return (structure.n, structure.m) if structure.kind == "n_of_m" else None
 
 
 def _existing(folder: str | Path) -> StartFolder | None:
@@ -153,6 +166,13 @@ def _check(config: Config, items: int, dims: int) -> None:
             setting="tables.item.live" if live == config.tables.item.live else "sparsity.schedule.live_start",
             value=live,
         )
+    if live > room(dims, _group(config)):
+        raise ConfigError(
+            f"A row of {dims} columns can have {room(dims, _group(config))} live entries, fewer than are asked for.",
+            cause="Ask for fewer, or allow more of each group of columns.",
+            setting="sparsity.structure.n",
+            value=config.sparsity.structure.n,
+        )
     if config.sparsity.start == "hse" and items > maximum:
         raise ConfigError(
             f"The exact start would need items × items numbers on the driver, {8e-9 * items**2:.0f} GB.",
@@ -163,11 +183,12 @@ def _check(config: Config, items: int, dims: int) -> None:
 
 
 def _budget(config: Config, counts: Ints) -> Budget:
-    live, budget = live_at_start(config), config.sparsity.budget
-    unit, total = config.model.row_norm == "unit", live * len(counts)
+    live, budget, block = live_at_start(config), config.sparsity.budget, config.sparsity.structure.unit
+    unit, total, structure = config.model.row_norm == "unit", live * len(counts) // block, (block, _group(config))
     if budget.kind == "row":
-        return Budget(total, live, live, unit)
-    return Budget(total, budget.floor, budget.ceiling, unit, budget.power if budget.kind == "popularity" else None)
+        return Budget(total, live // block, live // block, unit, None, *structure)
+    power = budget.power if budget.kind == "popularity" else None
+    return Budget(total, *row_limits(config.sparsity), unit, power, *structure)
 
 
 def _local_inverse(
@@ -181,7 +202,8 @@ def _local_inverse(
 ) -> dict[str, Any]:
     settings, gram = config.sparsity.local_inverse, target / "gram"
     seen("count")
-    sampled = count_pairs(prepared, settings, gram)
+    blocks = config.sparsity.structure.unit > 1
+    sampled = count_pairs(prepared, settings, gram, every=blocks and settings.refit)
 
     def make(constant: float, folder: Path) -> dict[str, Any]:
         job = Job(gram, prepared.items, settings, constant)
@@ -213,13 +235,14 @@ def _hse(
     *,
     judge: Judge | None,
 ) -> dict[str, Any]:
-    settings, ceiling = config.sparsity.hse, _budget(config, prepared.counts()).ceiling
+    settings, budget = config.sparsity.hse, _budget(config, prepared.counts())
 
     def make(constant: float, folder: Path) -> dict[str, Any]:
         seen("factorize")
         own = {"dropout": settings.dropout, "history_power": settings.history_power}
         factor, gains, multiple = factorize(prepared.matrix("train"), constant, **own)
-        for index, triples in enumerate(strongest_entries(factor, ceiling)):
+        strongest = strongest_entries(factor, budget.ceiling, block=budget.block, group=budget.group)
+        for index, triples in enumerate(strongest):
             write_parts(triples, folder / "work" / "parts", index)
         del factor
         seen("cut")
@@ -258,25 +281,27 @@ def _random(
 ) -> dict[str, Any]:
     seen("random")
     item, budget = config.tables.item, config.sparsity.budget
-    dims = prepared.items if item.dims == "items" else item.dims
+    block, group = config.sparsity.structure.unit, _group(config)
+    dims, (floor, ceiling) = _dims(config, prepared.items) // block, row_limits(config.sparsity)
     lengths = row_lengths(
         prepared.counts(),
-        total=live_at_start(config) * prepared.items,
+        total=live_at_start(config) * prepared.items // block,
         power=budget.power if budget.kind == "popularity" else item.capacity_power,
-        floor=budget.floor,
-        ceiling=min(budget.ceiling, dims),
+        floor=floor,
+        ceiling=min(ceiling, room(dims, group)),
     )
-    seed = config.run.seed
+    draw = partial(random_entries, dims=dims, seed=config.run.seed, block=block, group=group)
     parts = [
-        (target, index, first, lengths[first:last], dims, seed)
+        (target, index, first, lengths[first:last], draw)
         for index, (first, last) in enumerate(row_ranges(prepared.items))
     ]
     map_tasks(_write_random, parts, at_a_time=config.sparsity.local_inverse.tasks, label="start random")
-    return {"live_entries": int(lengths.sum()), "value_scale": 1.0, "gain_scale": 1.0}
+    return {"live_entries": int(lengths.sum()) * block, "value_scale": 1.0, "gain_scale": 1.0}
 
 
-def _write_random(part: tuple[Path, int, int, Ints, int, int]) -> None:
-    target, index, first, lengths, dims, seed = part
-    entries = random_entries(lengths, first, dims=dims, seed=seed)
+def _write_random(part: tuple[Path, int, int, Ints, Callable[[Ints, int], Triples]]) -> None:
+    target, index, first, lengths, draw = part
+    entries = draw(lengths, first)
     write_entries(target, index, entries.rows, entries.columns, entries.values)
-    write_rows(target, index, lengths, np.ones(len(lengths), np.float32))
+    live = np.bincount(entries.rows - first, minlength=len(lengths))
+    write_rows(target, index, live, np.ones(len(lengths), np.float32))

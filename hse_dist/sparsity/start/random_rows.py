@@ -27,19 +27,58 @@ COLUMN_SALT = np.uint64(0x636F6C756D6E)
 VALUE_SALT = np.uint64(0x76616C7565)
 
 
-def random_entries(lengths: Ints, first: int, *, dims: int, seed: int) -> Triples:
-    """The entries of the rows first … first + len(lengths) - 1, by row, then column; every row has length 1."""
+def random_entries(
+    lengths: Ints, first: int, *, dims: int, seed: int, block: int = 1, group: tuple[int, int] | None = None
+) -> Triples:
+    """The entries of the rows first … first + len(lengths) - 1, by row, then column; every row has length 1.
+
+    Args:
+        block: adjacent columns of a block; then `lengths` and `dims` count blocks.
+        group: (n, m): of every m columns a row has n entries at most, so that it can have `room` in all.
+    """
     local = np.repeat(np.arange(len(lengths)), lengths)
     index = np.arange(len(local)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     row_keys = mix((np.arange(len(lengths)) + first).astype(np.uint64) ^ seed_word(seed))
-    columns = _permuted(index.astype(np.uint64), mix(row_keys ^ COLUMN_SALT)[local], dims).astype(np.int64)
+    keys = mix(row_keys ^ COLUMN_SALT)[local]
+    if group is None:
+        columns = _permuted(index.astype(np.uint64), keys, dims).astype(np.int64)
+    else:
+        columns = _in_groups(index, keys, dims, *group)
+    if block > 1:
+        local, columns, index = (np.repeat(local, block), _entries(columns, block), _entries(index, block))
     uniform = fraction_of(mix(mix(row_keys ^ VALUE_SALT)[local] + index.astype(np.uint64)))
     # 0 has no quantile. ndtri goes number by number; numpy's log and cos may round by a number's place in the array
     values = ndtri(np.maximum(uniform, 2.0**-54))
     norms = np.sqrt(np.bincount(local, values**2, minlength=len(lengths)))
-    order = np.argsort(local * dims + columns)
+    order = np.argsort(local * dims * block + columns)
     scaled = (values / norms[local]).astype(np.float32)
     return Triples((local + first)[order], columns[order], scaled[order])
+
+
+def room(dims: int, group: tuple[int, int] | None) -> int:
+    """Entries that a row can have."""
+    if group is None:
+        return dims
+    most, columns = group
+    return dims // columns * most + min(dims % columns, most)
+
+
+def _entries(numbers: Ints, block: int) -> Ints:
+    """The entries of blocks, int64 [n · block]."""
+    return (numbers[:, None] * block + np.arange(block)).ravel()
+
+
+def _in_groups(index: Ints, keys: Words, dims: int, most: int, columns: int) -> Ints:
+    """Columns of which every group has at most `most`: the places that groups have are dealt out, and then columns."""
+    place = _permuted(index.astype(np.uint64), keys, room(dims, (most, columns))).astype(np.int64)
+    group = np.minimum(place // most, (dims - 1) // columns)
+    within, own = (place - group * most).astype(np.uint64), mix(keys ^ group.astype(np.uint64))
+    whole = (group + 1) * columns <= dims
+    found = np.empty(len(index), np.int64)
+    for part, size in ((whole, columns), (~whole, dims % columns)):
+        if part.any():
+            found[part] = group[part] * columns + _permuted(within[part], own[part], size).astype(np.int64)
+    return found
 
 
 def _permuted(index: Words, keys: Words, dims: int) -> Words:

@@ -70,8 +70,12 @@ def _regularization(settings: LocalInverseSettings, constant: float) -> Regulari
     return Regularization(constant, settings.dropout, UNIT if settings.history_power else 1)
 
 
-def count_pairs(histories: Scanned, settings: LocalInverseSettings, folder: Path) -> int:
+def count_pairs(histories: Scanned, settings: LocalInverseSettings, folder: Path, *, every: bool = False) -> int:
     """Write the co-occurrence that the settings ask for, once for all of their regularizations.
+
+    Args:
+        every: keep every pair, and not only those of the first patterns: whole blocks of columns are solved again with
+            items that were in none.
 
     Returns:
         histories of which a sample was counted.
@@ -84,10 +88,10 @@ def count_pairs(histories: Scanned, settings: LocalInverseSettings, folder: Path
         lengths = count_lengths(histories.scan("train", batch_users=SCAN_USERS))
         weights = weights_by_length(lengths, settings.history_power)
     counting = Counting(settings.memory_mb << 20, settings.tasks, Sampling(settings.max_history, settings.sample_seed))
-    every = (constants,) if isinstance(constants, float) else constants
-    keep = Keep([_regularization(settings, constant).diagonal for constant in every], settings.entries)
+    listed = (constants,) if isinstance(constants, float) else constants
+    keep = Keep([_regularization(settings, constant).diagonal for constant in listed], settings.entries)
     blocks = histories.scan("train", batch_users=SCAN_USERS)
-    write_co_occurrence(blocks, histories.items, folder, counting, keep, weights)
+    write_co_occurrence(blocks, histories.items, folder, counting, None if every else keep, weights)
     return open_co_occurrence(folder).sampled
 
 
@@ -158,5 +162,7 @@ def _exchange(task: tuple[Path, Path, int]) -> None:
 def _refit(task: tuple[Job, Path, int, int, int]) -> int:
     job, work, index, first, last = task
     left = read_parts(work / "left", index)
+    # whole blocks of columns have entries that a lower factor has not, and perhaps columns of no item
+    left = left.take((left.columns <= left.rows) & (left.rows < job.items))
     patterns = join_patterns(left.rows, left.columns, first, last)
     return _solve_patterns(job, open_co_occurrence(job.gram), patterns, work / "parts", index)
