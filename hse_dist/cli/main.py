@@ -1,9 +1,9 @@
 """From the command line's words to an exit code.
 
 In: the words after the program's name. Out: the job's JSON object as the last line of standard output, and 0; or a
-message on standard error, and 2, 1, 130 or 143. A result may name another exit code as `exit_code`: an answer that scripts
-are to see as a failure. HSE_DEBUG=1 adds the traceback to the message. An exception that this
-project did not foresee keeps its traceback: it is a bug, and Python's own exit code for it is 1.
+message on standard error, and 2, 1, 130 or 143. A result may name another exit code as `exit_code`: an answer that
+scripts are to see as a failure. HSE_DEBUG=1 adds the traceback to the message. An exception that this project did not
+foresee keeps its traceback: it is a bug, and Python's own exit code for it is 1.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ Patience asks for less, since progress may come in small steps: the highest mean
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,9 +54,10 @@ class Best:
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint says of it, beside `users`."""
-        return {"highest": self.highest if len(self.users) else None, "worse": self.worse}
+        return {"best": self.highest if len(self.users) else None, "worse": self.worse}
 
-    def load(self, facts: dict[str, Any], users: Floats) -> None:
-        """Go on from what a checkpoint says."""
-        self.highest = float("-inf") if facts["highest"] is None else facts["highest"]
-        self.worse, self.users = facts["worse"], users
+    def load(self, facts: Mapping[str, Any], users: Floats | None) -> None:
+        """Go on from what a checkpoint says; one of format 3 does not know its best table's users, so that the next
+        validation is taken, which counts only if its mean is above all that were taken before."""
+        self.highest = float("-inf") if facts["best"] is None else facts["best"]
+        self.worse, self.users = facts["worse"], np.empty(0) if users is None else users

@@ -249,7 +249,7 @@ class Loop:
             "server": server,
             "metric": self.metric,
             "start_metric": self.start_metric,
-            "best": self.best.facts(),
+            **self.best.facts(),
         }
         own = {**self.trainer.own_state(), "totals": self.totals.row()}
         table = self.trainer.table
@@ -268,7 +268,7 @@ class Loop:
         self.store.load(checkpoint, self.trainer.table.state_dict())
         facts = checkpoint.facts
         self.step, self.start_metric = facts["step"], facts["start_metric"]
-        self.best.load(facts["best"], self.store.load_shared(checkpoint)["best_users"])
+        self.best.load(facts, self.store.load_shared(checkpoint).get("best_users"))
         row = self.totals.row()
         for own in self.store.load_own(checkpoint, self.ranks):
             self.trainer.load_own_state(own)
