@@ -145,7 +145,7 @@ def _blocks(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
         if budget.ceiling // block * block < live <= budget.ceiling:
             yield f"sparsity.budget.ceiling = {budget.ceiling} in whole blocks of {name} is below {setting} = {live}"
         if budget.kind == "row" and live % block:
-            yield f'sparsity.budget.kind = "row" gives all rows the same, but {setting} = {live} no multiple of {name}'
+            yield f'sparsity.budget.kind = "row" needs whole blocks, but {setting} = {live} is no multiple of {name}'
 
 
 def _groups(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
