@@ -21,7 +21,7 @@ from hse_dist.doctor.machine import examine_machine
 from hse_dist.doctor.probe import TOGETHER
 from hse_dist.doctor.versions import INSTALL, examine_versions
 
-LIMIT_SECONDS = 60.0
+LIMIT_SECONDS = 90.0
 WORDS = 300
 """Most characters of what a dead probe said last."""
 

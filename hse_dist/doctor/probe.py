@@ -19,8 +19,8 @@ from hse_dist.doctor.finding import Finding
 from hse_dist.doctor.machine import judge_skew
 from hse_dist.doctor.versions import INSTALL
 
-RANK_SECONDS = 20.0
-"""Most of a wait between the two ranks."""
+RANK_SECONDS = 40.0
+"""Most of a wait between the two ranks; the second one imports torch first."""
 TOGETHER = "Set GLOO_SOCKET_IFNAME to the interface that joins the machines (lo for one machine alone)."
 """What to do about collectives that fail."""
 

@@ -14,7 +14,7 @@ from hse_dist.doctor import examine as module
 from hse_dist.doctor.examine import Probe, death, finish, start
 from hse_dist.doctor.finding import Finding
 
-LIMIT = 60.0
+LIMIT = 90.0
 
 
 def answer(probe: Probe) -> list[Finding]:
@@ -39,6 +39,7 @@ def test_one_real_operator_of_each_library_is_called():
     assert all(one.status == "ok" for one in found[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_talk():
     assert answer(start("collectives", "", "ranks")) == [
