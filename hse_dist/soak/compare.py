@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from hse_dist.checkpoint.store import Checkpoint, CheckpointStore
+from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import Config
 from hse_dist.run_folder import RunFolder
 from hse_dist.testing.runs import journal_of, metrics_of
@@ -28,33 +28,36 @@ def differences(one: Config, other: Config) -> list[str]:
     """What is not equal; nothing, where nothing was lost."""
     found = [name for name, of in (("journal", journal_of), ("metrics", metrics_of)) if of(one) != of(other)]
     a, b = (CheckpointStore(RunFolder(config).checkpoints, config.checkpoint.keep) for config in (one, other))
-    newest, best = (a.latest(), b.latest()), (a.best(), b.best())
-    if newest[0] is None or newest[1] is None or best[0] is None or best[1] is None:
+    new, other_new, best, other_best = a.latest(), b.latest(), a.best(), b.best()
+    if new is None or other_new is None or best is None or other_best is None:
         return [*found, "checkpoints"]
-    if newest[0].facts != newest[1].facts:
+    if new.facts != other_new.facts:
         found.append("facts")
-    if best[0].step != best[1].step:
+    if best.step != other_best.step:
         found.append("best checkpoint")
-    return found + _differing_tensors(newest[0], newest[1])
+    folders = [
+        Path(config.run.folder) / "checkpoints" / new.name for config, new in zip((one, other), newest, strict=True)
+    ]
+    return found + _differing_tensors(*folders)
 
 
-def _differing_tensors(one: Checkpoint, other: Checkpoint) -> list[str]:
+def _differing_tensors(one: Path, other: Path) -> list[str]:
     a, b = _tensors(one), _tensors(other)
     if a.keys() != b.keys():
         return [f"tensors: {sorted(a.keys() ^ b.keys())}"]
     return [name for name in sorted(a) if a[name] != b[name]]
 
 
-def _tensors(checkpoint: Checkpoint) -> dict[str, bytes]:
+def _tensors(folder: Path) -> dict[str, bytes]:
     """Everything in a checkpoint that is an array, by name, as bytes."""
     found: dict[str, bytes] = {}
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = Path(folder) / "whole.pt"
-        dcp_to_torch_save(checkpoint.folder, whole)
+        whole = Path(work) / "whole.pt"
+        dcp_to_torch_save(folder, whole)
         for name, tensor in _flat(torch.load(whole, weights_only=True)):
             found[name] = tensor.contiguous().numpy().tobytes()
-    for file in sorted(checkpoint.folder.glob("*.npz")):
+    for file in sorted(folder.glob("*.npz")):
         with np.load(file) as arrays:
             found |= {f"{file.name}: {name}": arrays[name].tobytes() for name in arrays.files if name not in CLOCK}
     return found
