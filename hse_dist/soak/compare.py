@@ -35,10 +35,9 @@ def differences(one: Config, other: Config) -> list[str]:
         found.append("facts")
     if best.step != other_best.step:
         found.append("best checkpoint")
-    folders = [
-        Path(config.run.folder) / "checkpoints" / new.name for config, new in zip((one, other), newest, strict=True)
-    ]
-    return found + _differing_tensors(*folders)
+    return found + _differing_tensors(
+        RunFolder(one).checkpoints / new.name, RunFolder(other).checkpoints / other_new.name
+    )
 
 
 def _differing_tensors(one: Path, other: Path) -> list[str]:
