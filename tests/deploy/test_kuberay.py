@@ -222,6 +222,8 @@ def test_images_and_ray_are_pinned_and_the_token_is_a_secret(build):
     constraints = (ROOT / "deploy" / "constraints.txt").read_text(encoding="utf-8").splitlines()
     assert f"ray=={spec['rayVersion']}" in constraints
     assert spec["authOptions"]["mode"] == "token" and spec["authOptions"]["secretName"]
+    params = [group["rayStartParams"].keys() for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    assert set().union(*params) == {"num-cpus", "num-gpus", "dashboard-host"}
     assert "kind: Secret" not in "".join(path.read_text(encoding="utf-8") for path in yaml_files())
 
 

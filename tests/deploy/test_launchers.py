@@ -13,6 +13,7 @@ import jsonschema  # a requirement of ray
 import pytest
 import ray
 import yaml
+from ray.scripts.scripts import start
 
 from hse_dist.config import load_config
 
@@ -78,6 +79,16 @@ def test_commands_name_configurations_and_jobs_that_exist(path):
     for name in re.findall(r"\b(?:configs/[\w.-]+\.toml|jobs/\w+\.py|deploy/[\w./-]*\w)", text):
         assert (ROOT / name).exists(), name
     assert not re.search(r":latest\b", text)
+
+
+def test_ray_start_knows_every_option_that_is_used():
+    known = {option for parameter in start.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    used = {"--num-cpus", "--num-gpus", "--dashboard-host"}  # rayStartParams, which test_kuberay.py holds to be these
+    for path in (DEPLOY / "ray-up" / "aws.yaml", SCRIPTS[1]):
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for command in re.findall(r"\bray['\"]? start (.*)", text):
+            used |= set(re.findall(r"--[a-z-]+", command))
+    assert used <= known and len(used) > 8
 
 
 @pytest.mark.parametrize("code", [0, 2])
