@@ -57,8 +57,11 @@ class RunFolder:
 
     @property
     def started(self) -> bool:
-        """Whether there is a run with a checkpoint; without one the folder belongs to nobody."""
-        return self.settings.exists() and any(self.checkpoints.glob("step-*"))
+        """Whether there is a run with a checkpoint, whole or damaged; without one the folder belongs to nobody."""
+        if self.config.checkpoint.folder is not None:  # written once the first one is committed
+            return self.settings.exists() and self.journal.exists()
+        there = (path for pattern in ("step-*", "damaged-*") for path in self.checkpoints.glob(pattern))
+        return self.settings.exists() and any(there)
 
     def claim(self) -> None:
         """Make the folder, or check that it belongs to this configuration.

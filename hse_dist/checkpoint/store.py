@@ -1,172 +1,227 @@
-"""The checkpoints of a run: `checkpoints/step-00000100/` with sharded state, `rank-00000.npz`, `shared.npz` and
-`facts.json`.
+"""The checkpoints of a run: `step-00000100/` with sharded state, `rank-00000.npz`, `shared.npz`, `facts.json` and
+`manifest.json`.
 
 In: the sharded state of a table, what each rank alone knows (growth candidates, running sums), what all of them know
-(the layout of the rows), and facts (step, data position, server journal, validation). Out: a folder that is there whole
-or not at all: ranks write into a temporary folder, rank 0 adds the facts and renames it; one that goes gets a hidden
-name first. What a kill left under a hidden name (`.step-…`) counts for nothing and is removed by the next save.
+(the layout of the rows), and facts (step, data position, server journal, validation). Out: a checkpoint that is there
+whole or not at all, at once or from a thread; and back, after every file of it has been checked against the manifest.
+One that does not stand the check is set aside under another name, and the one before it is taken.
 torch.distributed.checkpoint does the sharding, so another number of ranks can load what this one wrote. Its `.metadata`
-file is a pickle: checkpoints are trusted input.
+file is a pickle: checkpoints are trusted input (see README.md here).
 """
 
 from __future__ import annotations
 
-import shutil
-import warnings
-import zipfile
-from collections.abc import Iterator
+import logging
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-import torch.distributed.checkpoint as dcp
 
-from hse_dist.errors import DataError, RunFolderError
-from hse_dist.files import read_json, replace_folder, write_json
+from hse_dist.checkpoint.finding import Checkpoint, by_step, by_worth, find, none_left, open_first
+from hse_dist.checkpoint.group import Gathers, Group
+from hse_dist.checkpoint.place import open_place
+from hse_dist.checkpoint.reading import read_arrays, read_shards
+from hse_dist.checkpoint.saving import SHARED, folder_name, write
+from hse_dist.checkpoint.snapshot import Snapshot
+from hse_dist.config import Config
+from hse_dist.errors import HseError
 from hse_dist.ranks import Ranks
+from hse_dist.run_folder import RunFolder
 
-FORMAT = 3
-FACTS, SHARED = "facts.json", "shared.npz"
+log = logging.getLogger(__name__)
+Arrays = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """One complete checkpoint: its folder and its facts."""
-
-    folder: Path
-    facts: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        return int(self.facts["step"])
-
-    @property
-    def metric(self) -> float | None:
-        """The validation metric after this step, if there was a validation."""
-        return self.facts.get("metric")
+def nothing() -> None:
+    """What there is to do where nobody asks for anything."""
 
 
 class CheckpointStore:
-    """All checkpoints under `folder`; the newest `keep` and the best by validation stay."""
+    """All checkpoints of a folder; the newest `keep` and the best by validation stay.
 
-    def __init__(self, folder: str | Path, keep: int) -> None:
-        self.folder, self.keep = Path(folder), keep
+    Args:
+        folder: a path, or a URI with a scheme of `schemes`.
+        asynchronous: a thread writes; one at a time.
+        timeout_seconds: limit of every wait for other ranks while a checkpoint is written.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        keep: int,
+        *,
+        asynchronous: bool = False,
+        schemes: tuple[str, ...] = (),
+        timeout_seconds: float = 600.0,
+    ) -> None:
+        self.place, self.keep, self.asynchronous = open_place(folder, schemes), keep, asynchronous
+        self.timeout_seconds = timeout_seconds
+        self._group: Group | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """The checkpoints of a run."""
+        settings = config.checkpoint
+        return cls(
+            RunFolder(config).checkpoints if settings.folder is None else settings.folder,
+            settings.keep,
+            asynchronous=settings.asynchronous,
+            schemes=settings.schemes,
+            timeout_seconds=config.cluster.timeout_seconds,
+        )
 
     def all(self) -> list[Checkpoint]:
-        """Complete checkpoints by step.
+        """Checkpoints by step, as far as their manifests tell: their files are checked when one is opened.
 
         Raises:
-            RunFolderError: one cannot be read, or was written by another format of this project.
+            RunFolderError: there are some and none of them is good, or one is of a newer format.
         """
-        found = []
-        for path in self.folder.glob("step-*"):
-            try:
-                facts = read_json(path / FACTS, "checkpoint's facts")
-            except DataError as error:
-                raise RunFolderError(f"The checkpoint {path} cannot be read: {error}") from None
-            there = facts.get("format") if isinstance(facts, dict) else None
-            if there != FORMAT:
-                raise RunFolderError(f"The checkpoint {path} has format {there}, not {FORMAT}.")
-            found.append(Checkpoint(path, facts))
-        return sorted(found, key=lambda one: one.step)
+        self.wait()
+        found, damaged = find(self.place)
+        if not found:
+            none_left(self.place, damaged)
+        return found
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint."""
-        return next(reversed(self.all()), None)
+        return next(iter(by_step(self.all())), None)
 
     def best(self) -> Checkpoint | None:
         """The checkpoint with the best validation; of equal ones the earliest. Without validation: the newest."""
-        judged = [one for one in self.all() if one.metric is not None]
-        return max(judged, key=lambda one: (one.metric, -one.step), default=None) or self.latest()
+        return next(iter(by_worth(self.all())), None)
+
+    def open_latest(self, ranks: Gathers) -> Checkpoint | None:
+        """The newest checkpoint whose files are all as they were written; a collective call.
+
+        Others are set aside, with a warning.
+
+        Raises:
+            RunFolderError: there are some and none of them is good, or one is of a newer format.
+        """
+        self.wait()
+        return open_first(self.place, ranks, by_step)
+
+    def open_best(self, ranks: Gathers) -> Checkpoint | None:
+        """The best checkpoint whose files are all as they were written; as `open_latest`."""
+        self.wait()
+        return open_first(self.place, ranks, by_worth)
 
     def save(
         self,
         state: dict[str, Any],
-        own: dict[str, np.ndarray],
+        own: Arrays,
         facts: dict[str, Any],
         ranks: Ranks,
-        shared: dict[str, np.ndarray] | None = None,
-    ) -> Path:
-        """Write a checkpoint; a collective call.
+        shared: Arrays | None = None,
+        then: Callable[[], None] = nothing,
+    ) -> str:
+        """Write a checkpoint, or begin to; a collective call, which waits for the one before.
 
         Args:
             state: sharded tensors.
             own: this rank's arrays, which no other rank has.
             facts: JSON; `step` names the folder, `metric` decides what is best.
             shared: arrays that are the same on all ranks.
+            then: what rank 0 does once it is committed; perhaps in a thread.
+
+        Returns:
+            where it is, or will be: everything in it is as of this moment.
 
         Raises:
-            RunFolderError: it cannot be written; what was there before is untouched.
+            RunFolderError: this one, or the one before, cannot be written; what was there before it is untouched.
+            MissingRanksError: a rank is gone.
         """
-        final = self.folder / f"step-{facts['step']:08d}"
-        temporary = self.folder / f".step-{facts['step']:08d}.tmp"
-        if ranks.rank == 0:
-            for left in self.folder.glob(".step-*"):
-                shutil.rmtree(left, ignore_errors=True)
-        ranks.barrier()
-        with _readable_errors(f"The checkpoint {final} cannot be written"):
-            temporary.mkdir(parents=True, exist_ok=True)
-            np.savez(temporary / f"rank-{ranks.rank:05d}.npz", **own)  # type: ignore[arg-type]
-            # ends when all ranks are done with it, so that all of their files are there
-            dcp.save(state, checkpoint_id=str(temporary))
-            if ranks.rank == 0:
-                np.savez(temporary / SHARED, **(shared or {}))  # type: ignore[arg-type]
-                write_json(temporary / FACTS, {**facts, "format": FORMAT})
-                replace_folder(final, temporary)
-                self._prune()
-        ranks.barrier()
-        return final
+        self.wait()
+        group = self._group = self._group or Group(ranks, self.timeout_seconds)
+        snapshot = Snapshot.of(state, own, shared or {}, facts, copied=self.asynchronous)
+
+        def after() -> None:
+            self._prune()
+            then()
+
+        if self.asynchronous:
+            self._thread = threading.Thread(target=self._write, args=(snapshot, group, after), name="checkpoint")
+            self._thread.start()
+        else:
+            write(self.place, snapshot, group, after)
+        return self.place.address(folder_name(snapshot.step))
+
+    def _write(self, snapshot: Snapshot, group: Group, after: Callable[[], None]) -> None:
+        try:
+            write(self.place, snapshot, group, after)
+        except BaseException as error:
+            self._failure = error
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is a checkpoint that nobody has waited for: the same on every rank, finished or not."""
+        return self._thread is not None
+
+    def check(self) -> None:
+        """Raise what the thread failed with, if it has failed by now; does not wait."""
+        if self._failure is not None:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is committed.
+
+        Raises:
+            HseError: it could not be; as `save`.
+        """
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Nothing is under way when the block ends, however it ends."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self.wait()
+            except HseError as error:
+                log.warning("%s", error)  # what ended the block is what counts
+            raise
+        self.wait()
 
     def load(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
-        """Fill `state` in place; a collective call.
+        """Fill `state` in place; a collective call. What has not been checked yet is, by every rank.
 
         Raises:
-            RunFolderError: the checkpoint cannot be read or does not fit.
+            RunFolderError: the checkpoint is damaged or does not fit.
         """
-        with _readable_errors(f"The checkpoint {checkpoint.folder} cannot be read"):
-            dcp.load(state, checkpoint_id=str(checkpoint.folder))
+        read_shards(self.place, checkpoint, state)
 
-    def load_own(self, checkpoint: Checkpoint, ranks: Ranks) -> list[dict[str, np.ndarray]]:
+    def load_own(self, checkpoint: Checkpoint, ranks: Gathers) -> list[Arrays]:
         """What the ranks of the checkpoint had for themselves, dealt out over the ranks of now.
 
         Raises:
-            RunFolderError: the checkpoint cannot be read.
+            RunFolderError: the checkpoint is damaged.
         """
-        files = sorted(checkpoint.folder.glob("rank-*.npz"))[ranks.rank :: ranks.size]
-        with _readable_errors(f"The checkpoint {checkpoint.folder} cannot be read"):
-            return [_read(file) for file in files]
+        names = sorted(name for name in checkpoint.manifest.files if name.startswith("rank-"))
+        return [read_arrays(self.place, checkpoint, name) for name in names[ranks.rank :: ranks.size]]
 
-    def load_shared(self, checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    def load_shared(self, checkpoint: Checkpoint) -> Arrays:
         """What all ranks of the checkpoint knew.
 
         Raises:
-            RunFolderError: the checkpoint cannot be read.
+            RunFolderError: the checkpoint is damaged.
         """
-        with _readable_errors(f"The checkpoint {checkpoint.folder} cannot be read"):
-            return _read(checkpoint.folder / SHARED)
+        return read_arrays(self.place, checkpoint, SHARED)
 
     def _prune(self) -> None:
-        best = self.best()
-        for old in self.all()[: -self.keep]:
-            if best is None or old.folder != best.folder:
-                replace_folder(old.folder, None)
-
-
-def _read(file: Path) -> dict[str, np.ndarray]:
-    with file.open("rb") as opened, np.load(opened) as arrays:
-        return dict(arrays)
-
-
-@contextmanager
-def _readable_errors(what: str) -> Iterator[None]:
-    try:
-        with warnings.catch_warnings():
-            # ShardedTensor is TorchRec's choice, and dcp says of it that DTensor is newer
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    # the first is no subclass of Exception; the last three are NumPy's words for a damaged file
-    except (dcp.api.CheckpointException, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise RunFolderError(f"{what}: {error}") from None
+        """Remove what is neither new nor best; damaged ones stay as they are."""
+        found, _ = find(self.place)
+        stay = {one.name for one in (*by_step(found)[: self.keep], *by_worth(found)[:1])}
+        for one in found:
+            if one.name not in stay:
+                self.place.remove(one.name)

@@ -1,6 +1,7 @@
 """All settings, by section; `Config` is the whole of them."""
 
 from hse_dist.config.base import Settings
+from hse_dist.config.checkpoint import CheckpointSettings
 from hse_dist.config.contradictions import FALLING
 from hse_dist.config.data import ColumnNames, DataSettings, SplitSettings, StreamSettings, SyntheticSettings
 from hse_dist.config.sparsity import (
@@ -14,7 +15,6 @@ from hse_dist.config.sparsity import (
 )
 from hse_dist.config.tables import MAX_DIMS, TableSettings, TablesSettings, WireSettings
 from hse_dist.config.train import (
-    CheckpointSettings,
     ClusterSettings,
     EvaluateSettings,
     ExportSettings,

@@ -1,4 +1,4 @@
-"""Settings of the run around the tables: model, training, cluster, evaluation, export, checkpoints."""
+"""Settings of the run around the tables: model, training, cluster, evaluation, export."""
 
 from __future__ import annotations
 
@@ -91,8 +91,3 @@ class ExportSettings(Settings):
     format: Literal["parquet", "csr", "ell", "bitmap", "delta", "block", "smallest"] = "parquet"
     """How the matrix is stored: for any program (Parquet and SciPy), or small, in one of the layouts of
     export/sizes.py; `smallest` takes the one with the fewest bytes."""
-
-
-class CheckpointSettings(Settings):
-    keep: PositiveInt = 2
-    """Newest checkpoints kept beside the best one."""

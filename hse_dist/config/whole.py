@@ -16,13 +16,13 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from hse_dist.config.base import Settings
+from hse_dist.config.checkpoint import CheckpointSettings
 from hse_dist.config.contradictions import contradictions
 from hse_dist.config.data import DataSettings
 from hse_dist.config.parsing import override, validate
 from hse_dist.config.sparsity import SparsitySettings
 from hse_dist.config.tables import TablesSettings
 from hse_dist.config.train import (
-    CheckpointSettings,
     ClusterSettings,
     EvaluateSettings,
     ExportSettings,

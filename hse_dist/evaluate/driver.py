@@ -77,8 +77,8 @@ def open_best(config: Config, prepared: Prepared, ranks: Ranks) -> tuple[PackedT
         RunFolderError: the run has no checkpoint.
     """
     folder = RunFolder(config)
-    store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
-    best = store.best()
+    store = CheckpointStore.of(config)
+    best = store.open_best(ranks)
     if best is None:
         raise RunFolderError(
             f"The run in {folder.path} has no checkpoint.",

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hse_dist.checkpoint.store import Checkpoint, CheckpointStore
+from hse_dist.checkpoint.finding import Checkpoint
+from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import Config, parse_config
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
@@ -64,7 +65,7 @@ def small_config(folder: Path, data: Path, **changes: Any) -> Config:
 
 def store_of(config: Config) -> CheckpointStore:
     """The checkpoints of a run."""
-    return CheckpointStore(RunFolder(config).checkpoints, config.checkpoint.keep)
+    return CheckpointStore.of(config)
 
 
 def read_checkpoint(ranks: Ranks, config: Config, checkpoint: Checkpoint, rows: int) -> dict[str, np.ndarray]:

@@ -52,7 +52,7 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def _check_resume(config: Config, folder: RunFolder) -> None:
-    newest = CheckpointStore(folder.checkpoints, config.checkpoint.keep).latest()
+    newest = CheckpointStore.of(config).latest()
     if newest is not None and config.run.resume == "never":
         raise RunFolderError(
             f"The run folder {folder.path} already has a checkpoint of step {newest.step}.",

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from hse_dist.checkpoint.store import Checkpoint, CheckpointStore
+from hse_dist.checkpoint.finding import Checkpoint
+from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import Config
 from hse_dist.data.batch import Batch
 from hse_dist.data.prepared import HistoryBlock, Prepared
@@ -82,6 +84,7 @@ class Loop:
     """Since the start of this process."""
     lately: Waiting = field(default_factory=Waiting)
     """Since the last training line."""
+    unreported: list[tuple[dict[str, Any], str]] = field(default_factory=list)
 
     @property
     def ranks(self) -> Any:
@@ -95,15 +98,14 @@ class Loop:
         first = self.ranks.rank == 0
         # what a run wrote that did not come to its first checkpoint belongs to no run
         metrics = MetricsLog(self.folder.path, first=first, step=self.step if resumed is not None else -1)
-        try:
+        with closing(metrics), self.store.settled():
             if resumed is None:
                 self._validate(metrics)
                 self._save()
                 self.metric = None
             if not self._out_of_patience():
                 self._train(metrics, Progress(self.step, self.trainer.steps))
-        finally:
-            metrics.close()
+        self._report_saved()
         best = self.store.best()
         assert best is not None
         return {
@@ -152,6 +154,7 @@ class Loop:
         self, batch: Batch, following: Batch | None, metrics: MetricsLog, progress: Progress, waited: float
     ) -> None:
         settings, began = self.config.train, time.perf_counter()
+        self.store.check()
         self.step += 1
         result = self.trainer.step(batch, self.step, following)
         worked = time.perf_counter() - began
@@ -212,10 +215,15 @@ class Loop:
         }
         own = {**self.trainer.own_state(), "totals": self.totals.row()}
         table = self.trainer.table
-        path = self.store.save(table.state_dict(), own, facts, self.ranks, layout_state(table))
-        if self.ranks.rank == 0:
-            _write_journal(self.folder, self.trainer.journal(server["journal"]))
-        self.report({"step": self.step, "valid": self.metric}, str(path))
+        written = partial(_write_journal, self.folder, self.trainer.journal(server["journal"]))
+        path = self.store.save(table.state_dict(), own, facts, self.ranks, layout_state(table), written)
+        self.unreported.append(({"step": self.step, "valid": self.metric}, path))
+        self._report_saved()
+
+    def _report_saved(self) -> None:
+        """Report what is committed; every rank at the same place, as Ray waits for all of them."""
+        while len(self.unreported) > self.store.pending:
+            self.report(*self.unreported.pop(0))
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         self.store.load(checkpoint, self.trainer.table.state_dict())

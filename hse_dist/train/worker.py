@@ -37,8 +37,8 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     folder = RunFolder(config)
     prepared = Prepared(config.data.folder)
     start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
-    store = CheckpointStore(folder.checkpoints, config.checkpoint.keep)
-    resumed, ahead, state = store.latest(), 0, arguments["server_state"]
+    store = CheckpointStore.of(config)
+    resumed, ahead, state = store.open_latest(ranks), 0, arguments["server_state"]
     layout = store.load_shared(resumed) if resumed is not None else None
     table = make_table(config, prepared.items, start, ranks, layout)
     stream = HistoryStream(
