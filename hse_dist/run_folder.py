@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from hse_dist.config import Config, dump_config
-from hse_dist.errors import RunFolderError
+from hse_dist.config import Config, dump_config, parse_config
+from hse_dist.errors import ConfigError, RunFolderError
 from hse_dist.files import new_file, read_json, write_json
 
 FREE = (
@@ -116,7 +116,7 @@ class RunFolder:
             raise RunFolderError(
                 f"There is no run in {self.path}.", cause="Train first.", setting="run.folder", value=str(self.path)
             )
-        there = flat(read_json(self.settings, "run's configuration"))
+        there = flat(self._then())
         here = flat(json.loads(dump_config(self.config)))
         differ = [
             f"{key} = {here.get(key)!r} here, {there.get(key)!r} there"
@@ -129,6 +129,15 @@ class RunFolder:
                 f"The run in {self.path} was made with other settings:\n{lines}\n"
                 "Use another run.folder, or the settings of that run."
             )
+
+    def _then(self) -> dict[str, Any]:
+        """The run's settings; those that its version of the program did not know have their usual values."""
+        then: dict[str, Any] = read_json(self.settings, "run's configuration")
+        try:
+            then = parse_config(then, str(self.settings)).model_dump(mode="json")
+        except ConfigError:
+            pass  # one that this version does not know is named as a difference
+        return then
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
