@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,10 +133,8 @@ class RunFolder:
     def _then(self) -> dict[str, Any]:
         """The run's settings; those that its version of the program did not know have their usual values."""
         then: dict[str, Any] = read_json(self.settings, "run's configuration")
-        try:
+        with suppress(ConfigError):  # one that this version does not know is named as a difference
             then = parse_config(then, str(self.settings)).model_dump(mode="json")
-        except ConfigError:
-            pass  # one that this version does not know is named as a difference
         return then
 
     @contextmanager

@@ -73,7 +73,9 @@ def test_a_stored_checkpoint_loads_and_keeps_its_files(tmp_path, caplog, number)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("number", "ranks", "sharding"), [(3, 2, "row_wise"), (3, 4, "table_wise"), (4, 2, "row_wise")])
+@pytest.mark.parametrize(
+    ("number", "ranks", "sharding"), [(3, 2, "row_wise"), (3, 4, "table_wise"), (4, 2, "row_wise")]
+)
 def test_a_stored_checkpoint_loads_on_other_ranks(tmp_path, number, ranks, sharding):
     check_loaded(run_ranks(load, ranks, str(copied(tmp_path, number)), sharding))
 
