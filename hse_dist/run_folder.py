@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +25,6 @@ FREE = (
     "run.folder",
     "run.resume",
     "train.log_every",
-    "train.on_nan",
-    "data.on_bad_file",
     "data.folder",
     "data.memory_mb",
     "data.tasks",
@@ -53,7 +51,7 @@ class RunFolder:
         self.config, self.path = config, Path(config.run.folder)
         self.settings, self.data = self.path / "config.json", self.path / "data.json"
         self.start, self.checkpoints = self.path / "start", self.path / "checkpoints"
-        self.early, self.server = self.path / "early", self.path / "server.json"
+        self.early = self.path / "early"
         self.metrics, self.journal = self.path / "metrics.jsonl", self.path / "topology.jsonl"
         self.export = Path(config.export.folder) if config.export.folder else self.path / "export"
 
@@ -135,10 +133,8 @@ class RunFolder:
     def _then(self) -> dict[str, Any]:
         """The run's settings; those that its version of the program did not know have their usual values."""
         then: dict[str, Any] = read_json(self.settings, "run's configuration")
-        try:
+        with suppress(ConfigError):  # one that this version does not know is named as a difference
             then = parse_config(then, str(self.settings)).model_dump(mode="json")
-        except ConfigError:
-            pass  # one that this version does not know is named as a difference
         return then
 
     @contextmanager

@@ -51,7 +51,7 @@ def write(place: Place, snapshot: Snapshot, group: Group, after: Callable[[], No
     work = together(group, what, lambda: place.begin(name) if first else "")[0]
     try:
         files = Files(place, work)
-        together(group, what, lambda: _write_arrays(files, own_name(group.rank), snapshot.own))
+        together(group, what, lambda: _write_own(files, snapshot, group))
         _write_shards(files, snapshot.state, group, what)
         together(group, what, lambda: _write_shared(files, snapshot) if first else None)
         parts = together(group, what, lambda: files.written)
@@ -67,6 +67,12 @@ def write(place: Place, snapshot: Snapshot, group: Group, after: Callable[[], No
 def _write_arrays(files: Files, name: str, arrays: dict[str, np.ndarray]) -> None:
     with files.new(name) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy declares `allow_pickle` among the names
+
+
+def _write_own(files: Files, snapshot: Snapshot, group: Group) -> None:
+    # dealt out as they are read again
+    for index, arrays in enumerate(snapshot.own):
+        _write_arrays(files, own_name(group.rank + index * group.size), arrays)
 
 
 def _write_shards(files: Files, state: dict[str, Any], group: Group, what: str) -> None:

@@ -23,22 +23,25 @@ class Snapshot:
     """The content of a checkpoint on this rank.
 
     Attributes:
-        state: sharded tensors. own: this rank's arrays. shared: arrays that all ranks have.
+        state: sharded tensors. own: this rank's arrays, perhaps of several former ranks.
+        shared: arrays that all ranks have.
         facts: JSON.
     """
 
     step: int
     state: dict[str, Any]
-    own: Arrays
+    own: list[Arrays]
     shared: Arrays
     facts: bytes
 
     @classmethod
-    def of(cls, state: dict[str, Any], own: Arrays, shared: Arrays, facts: dict[str, Any], *, copied: bool) -> Snapshot:
+    def of(
+        cls, state: dict[str, Any], own: list[Arrays], shared: Arrays, facts: dict[str, Any], *, copied: bool
+    ) -> Snapshot:
         """The moment's content; `copied`: apart from what training goes on with."""
         text = json.dumps(facts, indent=2, sort_keys=True).encode() + b"\n"
         if copied:
-            state, own, shared = copy_state(state), _copy_arrays(own), _copy_arrays(shared)
+            state, own, shared = copy_state(state), [_copy_arrays(part) for part in own], _copy_arrays(shared)
         return cls(int(facts["step"]), state, own, shared, text)
 
 

@@ -114,7 +114,7 @@ class CheckpointStore:
     def save(
         self,
         state: dict[str, Any],
-        own: Arrays,
+        own: Arrays | list[Arrays],
         facts: dict[str, Any],
         ranks: Ranks,
         shared: Arrays | None = None,
@@ -124,7 +124,7 @@ class CheckpointStore:
 
         Args:
             state: sharded tensors.
-            own: this rank's arrays, which no other rank has.
+            own: this rank's arrays, which no other rank has; several where it speaks for former ranks, too.
             facts: JSON; `step` names the folder, `metric` decides what is best.
             shared: arrays that are the same on all ranks.
             then: what rank 0 does once it is committed; perhaps in a thread.
@@ -138,7 +138,8 @@ class CheckpointStore:
         """
         self.wait()
         group = self._group = self._group or Group(ranks, self.timeout_seconds)
-        snapshot = Snapshot.of(state, own, shared or {}, facts, copied=self.asynchronous)
+        parts = own if isinstance(own, list) else [own]
+        snapshot = Snapshot.of(state, parts, shared or {}, facts, copied=self.asynchronous)
 
         def after() -> None:
             self._prune()
@@ -161,6 +162,11 @@ class CheckpointStore:
     def pending(self) -> bool:
         """Whether there is a checkpoint that nobody has waited for: the same on every rank, finished or not."""
         return self._thread is not None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the thread still writes; not the same on every rank."""
+        return self._thread is not None and self._thread.is_alive()
 
     def check(self) -> None:
         """Raise what the thread failed with, if it has failed by now; does not wait."""

@@ -153,6 +153,17 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("limit_gb", 12, "GB of all ranks together at which they are ended"),
         ),
     ),
+    "checkpoint": (
+        "how long a checkpoint holds training up, written at once and by a thread; and what checking it costs",
+        (
+            Option("rows", 1_000_000, "of the table"),
+            Option("live", 32, "k, live entries a row"),
+            Option("dims", 4096, "D, columns"),
+            Option("chunk_width", 32, "w, slots a chunk"),
+            Option("repeats", 5, "checkpoints of each kind; the median counts"),
+            Option("where", None, "folder on the disk to be measured (default: that of temporary files)", kind="text"),
+        ),
+    ),
     "retrieve": (
         "the best items of users from an export, beside dense products and SciPy's",
         (

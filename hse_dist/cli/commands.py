@@ -83,6 +83,13 @@ def export(words: Namespace) -> Result:
     return run(config)
 
 
+def repack(words: Namespace) -> Result:
+    """Run folder → one of fewer live entries."""
+    from hse_dist.checkpoint.repack import repack as run
+
+    return run(words.run, words.live, words.to)
+
+
 def recommend(words: Namespace) -> Result:
     """Export and histories → recommendations."""
     if words.histories:
@@ -185,5 +192,20 @@ def _config(words: Namespace) -> Config:
     return load_config(words.config, words.overrides)
 
 
-JOBS = (prepare, train, evaluate, compare, export, recommend, benchmark, demo, doctor, plan, inspect, report, soak)
+JOBS = (
+    prepare,
+    train,
+    evaluate,
+    compare,
+    export,
+    repack,
+    recommend,
+    benchmark,
+    demo,
+    doctor,
+    plan,
+    inspect,
+    report,
+    soak,
+)
 COMMANDS: dict[str, Callable[[Namespace], Result]] = {function.__name__: function for function in JOBS}

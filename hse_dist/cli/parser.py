@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--baseline", choices=BASELINES, help="another model of the same histories, not the run")
     evaluate.add_argument("--bytes", type=_number, metavar="N", help="what a baseline may take an item, where sized")
     _add(jobs, "export", "write the item matrix of the best checkpoint as CSR and as Parquet")
+    _add_repack(jobs)
     _add_compare(jobs)
     _add_recommend(jobs)
     _add_benchmark(jobs)
@@ -87,6 +88,14 @@ def _add_overrides(job: argparse.ArgumentParser) -> None:
     job.add_argument(
         "overrides", metavar="section.key=value", nargs="*", default=[], help="settings that replace those of CONFIG"
     )
+
+
+def _add_repack(jobs: Jobs) -> None:
+    text = "the best checkpoint of a run with fewer live entries, cut globally by magnitude, as a run of its own"
+    job = jobs.add_parser("repack", help=text, description=text, allow_abbrev=False)
+    job.add_argument("run", metavar="RUN", help="run folder")
+    job.add_argument("--live", type=_number, required=True, metavar="K", help="mean live entries a row that stay")
+    job.add_argument("--to", metavar="FOLDER", help="run folder that is written (default: RUN-liveK)")
 
 
 def _add_compare(jobs: Jobs) -> None:

@@ -8,8 +8,9 @@ What goes along:
 
 * an accumulator a slot (Adagrad): with its entry; free slots begin anew.
 * an accumulator a chunk (row-wise Adagrad): a new chunk gets the mean of its entries' old ones, one without entries the
-  mean of its row. So a chunk that moves whole keeps its number to the bit, and no step changes its size by the repack
-  but for the average with its new neighbours: a sum, or the largest, would shrink the steps of all that were merged.
+  mean of its row, one of a row without any the value that accumulators begin with. So a chunk that moves whole keeps
+  its number to the bit, and no step changes its size by the repack but for the average with its new neighbours: a sum,
+  or the largest, would shrink the steps of all that were merged.
 * gains and their accumulators: as they are.
 * what a rank owes of its gradients (error feedback): to the new slot of the same row and column; what is owed to
   columns that are not live any more is forgotten, as it would be at the next gradient.
@@ -153,14 +154,17 @@ def _pack(block: OwnedRows | None, contents: Contents, layout: RowLayout, warm: 
             moved[target] = kept.view(-1, size)[source]
             accumulators.append(moved.view(count, width))
         else:
-            means = _means(kept.flatten().numpy()[source // places], target // places, rows, of_chunk)
+            means = _means(kept.flatten().numpy()[source // places], target // places, rows, of_chunk, warm)
             accumulators.append(torch.from_numpy(means).view(count, *kept.shape[1:]))
     numbers = padded(torch.from_numpy(columns).view(count, places), stored_numbers(width, size), free)
     return torch.arange(base, base + count), [torch.from_numpy(values).view(count, width), numbers, *accumulators]
 
 
-def _means(kept: np.ndarray, chunks: np.ndarray, rows: np.ndarray, of_chunk: np.ndarray) -> np.ndarray:
-    """The mean of the entries' numbers in each chunk, of its row's where a chunk has none; float32 [chunks].
+def _means(
+    kept: np.ndarray, chunks: np.ndarray, rows: np.ndarray, of_chunk: np.ndarray, warm: float = 0.0
+) -> np.ndarray:
+    """The mean of the entries' numbers in each chunk, of its row's where a chunk has none, `warm` where the row has
+    none either; float32 [chunks].
 
     Args:
         kept, chunks, rows: of each entry. of_chunk: the row of each chunk.
@@ -168,7 +172,8 @@ def _means(kept: np.ndarray, chunks: np.ndarray, rows: np.ndarray, of_chunk: np.
     count = np.bincount(chunks, minlength=len(of_chunk))
     means = np.bincount(chunks, kept, minlength=len(of_chunk)) / np.maximum(count, 1)
     if not count.all():
-        of_row = np.bincount(rows, kept) / np.bincount(rows)
+        of_row, entries = (np.bincount(rows, part, minlength=of_chunk[-1] + 1) for part in (kept, None))
+        of_row = np.where(entries > 0, of_row / np.maximum(entries, 1), warm)
         means[count == 0] = of_row[of_chunk[count == 0]]
     return means.astype(np.float32)
 

@@ -13,7 +13,10 @@ import pytest
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import TrainSettings
 from hse_dist.data.prepare import prepare
-from hse_dist.files import read_json
+from hse_dist.data.prepared import Prepared
+from hse_dist.errors import RunFolderError
+from hse_dist.evaluate.driver import evaluate
+from hse_dist.files import read_json, write_json
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
 from hse_dist.tables.layout import RowLayout
@@ -73,7 +76,9 @@ def test_a_stored_checkpoint_loads_and_keeps_its_files(tmp_path, caplog, number)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("number", "ranks", "sharding"), [(3, 2, "row_wise"), (3, 4, "table_wise"), (4, 2, "row_wise")])
+@pytest.mark.parametrize(
+    ("number", "ranks", "sharding"), [(3, 2, "row_wise"), (3, 4, "table_wise"), (4, 2, "row_wise")]
+)
 def test_a_stored_checkpoint_loads_on_other_ranks(tmp_path, number, ranks, sharding):
     check_loaded(run_ranks(load, ranks, str(copied(tmp_path, number)), sharding))
 
@@ -104,9 +109,18 @@ def test_a_stored_run_goes_on(tmp_path, number):
 
 def _as_written(folder: RunFolder, config: Any) -> Any:
     """The data are made anew: another version of Parquet may write other bytes."""
-    from hse_dist.data.prepared import Prepared
-    from hse_dist.files import write_json
-
     prepared = Prepared(config.data.folder)
     write_json(folder.data, {"fingerprint": prepared.fingerprint})
     return prepared
+
+
+def test_a_run_whose_checkpoints_lie_in_a_store(tmp_path):
+    where = {"folder": f"local://{tmp_path}/elsewhere", "schemes": ["local"]}
+    config = small_config(tmp_path / "run", tmp_path / "data", train__epochs=1, checkpoint=where)
+    prepare(config)
+    first = train(config)
+    assert not RunFolder(config).checkpoints.exists() and first["best_step"] == first["steps"]
+    assert train(config)["resumed_from"] == first["steps"]
+    assert evaluate(config, "valid")["ndcg@100"] == pytest.approx(first["best_valid"])
+    with pytest.raises(RunFolderError, match=r"run\.seed = 3 here, 0 there"):
+        train(small_config(tmp_path / "run", tmp_path / "data", train__epochs=1, checkpoint=where, run__seed=3))

@@ -1,0 +1,97 @@
+"""A table of more rows: what a larger vocabulary needs.
+
+In: a packed table, and how many rows are to be appended; the new items' numbers follow those of the old ones. Out: a
+table whose first rows are those of before (values, columns, gains, accumulators as after a repack), and whose new rows
+have what a start gave them, or nothing in one free chunk: they grow at the next rewires. No row is ever put between
+others: a vocabulary in another order needs another start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hse_dist.errors import ConfigError
+from hse_dist.tables.layout import RowLayout
+from hse_dist.tables.repack import Contents, put_in, take_out
+from hse_dist.tables.sharded import PackedTable
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Rows to append, CSR: offsets int64 [n + 1], columns int64 [E] distinct within a row, values float32 [E], gains
+    float32 [n]."""
+
+    offsets: np.ndarray
+    columns: np.ndarray
+    values: np.ndarray
+    gains: np.ndarray
+
+    @classmethod
+    def empty(cls, rows: int) -> NewRows:
+        """Rows without entries, with a gain of 1."""
+        nothing = np.empty(0, np.int64)
+        return cls(np.zeros(rows + 1, np.int64), nothing, nothing.astype(np.float32), np.ones(rows, np.float32))
+
+    @property
+    def rows(self) -> int:
+        return len(self.offsets) - 1
+
+
+def append_rows(table: PackedTable, new: NewRows, dims: int | None = None) -> PackedTable:
+    """The table with the new rows at its end; a collective call, after which the old one is to be let go.
+
+    Args:
+        new: the same on all ranks.
+        dims: D of the new table, at least that of the old one; None: the same.
+
+    Raises:
+        ConfigError: D would fall, or an entry lies beyond it.
+    """
+    dims = table.dims if dims is None else dims
+    if dims < table.dims or (len(new.columns) and int(new.columns.max()) >= dims):
+        raise ConfigError(f"A table of {table.dims} columns cannot get rows for {dims} columns.")
+    width, warm = table.layout.width, table.warm_accumulator
+    lengths = np.concatenate([table.layout.capacities(0, table.rows), np.diff(new.offsets)])
+    layout, rows = RowLayout.from_lengths(lengths, width), table.rows
+    contents = take_out(table)
+    _append_entries(contents, new, layout.capacities(rows, layout.rows), rows, dims, warm)
+    if contents.gains and contents.first_gain + len(contents.gains[0]) == rows:
+        _append_gains(contents, new, warm)
+    return put_in(contents, layout)
+
+
+def _append_entries(
+    contents: Contents, new: NewRows, capacities: np.ndarray, rows: int, dims: int, warm: float
+) -> None:
+    """To the rows of whoever owns the last one; free slots get the code of the new D everywhere."""
+    owned = contents.owned
+    owned.columns = np.where(owned.columns == owned.dims, dims, owned.columns).astype(np.int32)
+    owned.dims = dims
+    if not (owned.first < owned.last == rows):
+        return
+    ends = np.cumsum(capacities)
+    values, columns = np.zeros(ends[-1], np.float32), np.full(ends[-1], dims, np.int32)
+    of_entry = np.repeat(np.arange(new.rows), np.diff(new.offsets))
+    slots = (ends - capacities)[of_entry] + np.arange(len(of_entry)) - new.offsets[of_entry]
+    values[slots], columns[slots] = new.values, new.columns
+    before = len(owned.values)
+    owned.offsets = np.concatenate([owned.offsets, before + ends])
+    owned.values, owned.columns = np.concatenate([owned.values, values]), np.concatenate([owned.columns, columns])
+    owned.last += new.rows
+    width = before // len(contents.accumulators[0])
+    contents.accumulators = [_longer(kept, len(values) // width, warm) for kept in contents.accumulators]
+
+
+def _append_gains(contents: Contents, new: NewRows, warm: float) -> None:
+    gains, *accumulators = contents.gains
+    more = torch.zeros(new.rows, gains.shape[1])
+    more[:, 0] = torch.from_numpy(np.abs(new.gains))
+    more[:, 1] = torch.from_numpy(np.where(new.gains < 0, -1.0, 1.0).astype(np.float32))
+    contents.gains = [torch.cat([gains, more.to(gains)]), *(_longer(kept, new.rows, warm) for kept in accumulators)]
+
+
+def _longer(kept: torch.Tensor, count: int, value: float) -> torch.Tensor:
+    return torch.cat([kept, kept.new_full((count, *kept.shape[1:]), value)])
