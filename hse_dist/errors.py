@@ -4,7 +4,7 @@ In: what happened, the likely cause, the setting to look at and its value.
 Out: an exception whose text a user can act on, and that survives pickling between Ray processes.
 
 A command prints an `HseError` as one message without a traceback and ends with its `exit_code`: 2 where the user can
-mend it (settings, input, a folder), 1 where the system failed.
+mend it (settings, input, a folder), 1 where the system failed, 143 where SIGTERM stopped it.
 """
 
 from __future__ import annotations
@@ -82,6 +82,12 @@ class ProtocolError(HseError):
 
 class MissingRanksError(HseError):
     """A wait ended at its limit; names the ranks that were missing."""
+
+
+class PreemptedError(HseError):
+    """SIGTERM stopped the job; where training had begun, its checkpoint is complete."""
+
+    exit_code = 143
 
 
 class TrainingError(HseError):

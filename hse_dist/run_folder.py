@@ -25,6 +25,8 @@ FREE = (
     "run.folder",
     "run.resume",
     "train.log_every",
+    "train.on_nan",
+    "data.on_bad_file",
     "data.folder",
     "data.memory_mb",
     "data.tasks",

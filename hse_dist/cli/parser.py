@@ -21,7 +21,8 @@ BASELINES = ("popularity", "item-knn", "item-knn-full", "ease", "ease-pruned", "
 
 EPILOG = """
 Every job prints one JSON object as its last line on standard output and logs to standard error.
-Exit codes: 0 success, 2 a mistake you can mend, 1 a failure (HSE_DEBUG=1 shows the traceback), 130 interrupted.
+Exit codes: 0 success, 2 a mistake you can mend, 1 a failure (HSE_DEBUG=1 shows the traceback), 130 interrupted,
+143 stopped by SIGTERM (train: with a checkpoint).
 """
 
 

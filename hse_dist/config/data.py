@@ -82,5 +82,8 @@ class DataSettings(Settings):
     users_per_row_group: PositiveInt = 1024
     """Users a row group of the prepared histories."""
     stream: StreamSettings = StreamSettings()
+    on_bad_file: Literal["stop", "skip"] = "stop"
+    """What a file of prepared training histories does that vanished, was cut off or changed: end the run, or leave its
+    users out."""
     synthetic: SyntheticSettings | None = None
     """Shape of the made-up log when `source` is `synthetic`."""

@@ -57,6 +57,8 @@ class TrainSettings(Settings):
     """Steps between checkpoints beside those at each validation; 0: none."""
     log_every: PositiveInt = 10
     """Steps between lines of metrics."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What NaN or infinity in a loss, row or gradient does: end the run, or leave out that step on all ranks."""
 
 
 class ClusterSettings(Settings):
@@ -69,7 +71,11 @@ class ClusterSettings(Settings):
     address: str | None = None
     """Ray cluster to join; without it RAY_ADDRESS, else a local one is started."""
     timeout_seconds: PositiveInt = 600
-    """Limit of every wait for other ranks or the SparsityServer."""
+    """Limit of every wait for other ranks or the SparsityServer; after it the workers start again."""
+    warn_seconds: PositiveInt = 30
+    """Wait after which the log names the ranks that are slow or silent."""
+    grace_seconds: PositiveInt = 30
+    """From SIGTERM to the end of the job: time for the step that is under way and for a checkpoint."""
     max_failures: NonNegativeInt = 2
     """Restarts of the workers before the run gives up."""
 

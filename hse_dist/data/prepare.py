@@ -48,7 +48,7 @@ from hse_dist.tasks import map_tasks, ray_is_running
 
 VERSION = 2
 CATALOG = "catalog:"
-NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream"}
+NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream", "on_bad_file"}
 """Settings that do not change what is written."""
 STAGES = {"spill": 0.35, "group": 0.42, "count": 0.08, "write": 0.15}
 """Share of time that each round takes (measured: 20 million integer interactions, two tasks)."""

@@ -47,7 +47,8 @@ class Totals:
     def add(self, result: StepResult) -> None:
         """Add a step."""
         sent = np.array([result.wire_bytes[kind] for kind in KINDS])
-        self.loss, self.users, self.steps = self.loss + result.loss, self.users + result.users, self.steps + 1
+        if result.loss is not None:
+            self.loss, self.users, self.steps = self.loss + result.loss, self.users + result.users, self.steps + 1
         self.wire, self.wire_in_all = self.wire + sent, self.wire_in_all + sent
 
     def row(self) -> np.ndarray:
@@ -77,6 +78,10 @@ class Loop:
     start_metric: float | None = None
     best: float = float("-inf")
     worse: int = 0
+    saved: int | None = None
+    """The step of this process's last checkpoint."""
+    preempted: bool = False
+    """Whether the run ended early because a rank was asked to stop."""
     totals: Totals = field(default_factory=Totals)
     waiting: Waiting = field(default_factory=Waiting)
     """Since the start of this process."""
@@ -93,13 +98,14 @@ class Loop:
         if resumed is not None:
             self._resume(resumed)
         first = self.ranks.rank == 0
+        if resumed is not None and first:  # a kill may have come between the checkpoint and its journal
+            _write_journal(self.folder, self.trainer.journal(resumed.facts["server"]["journal"]))
         # what a run wrote that did not come to its first checkpoint belongs to no run
         metrics = MetricsLog(self.folder.path, first=first, step=self.step if resumed is not None else -1)
         try:
             if resumed is None:
                 self._validate(metrics)
-                self._save()
-                self.metric = None
+                self._commit(metrics)
             if not self._out_of_patience():
                 self._train(metrics, Progress(self.step, self.trainer.steps))
         finally:
@@ -109,6 +115,8 @@ class Loop:
         return {
             "run": str(self.folder.path),
             "steps": self.step,
+            "preempted": self.preempted,
+            "skipped": len(self.trainer.skipped),
             "seconds": time.perf_counter() - started,
             "resumed_from": resumed.step if resumed is not None else None,
             "best_step": best.step,
@@ -143,10 +151,14 @@ class Loop:
                 self._step(batch, following, metrics, progress, time.perf_counter() - began)
                 if self._validates():
                     self._validate(metrics)
-                    self._save()
-                    self.metric = None
+                    self._commit(metrics)
                     if self._out_of_patience():
                         return
+                if self.trainer.guard.stop and following is not None:
+                    if self.saved != self.step:
+                        self._commit(metrics)
+                    self.preempted = True
+                    return
 
     def _step(
         self, batch: Batch, following: Batch | None, metrics: MetricsLog, progress: Progress, waited: float
@@ -164,7 +176,13 @@ class Loop:
             metrics.write("rewire", self.step, {name: result.rewired[name] for name in REWIRE_METRICS})
         # a step that ends an epoch with a validation has its checkpoint after that
         if settings.checkpoint_every and self.step % settings.checkpoint_every == 0 and not self._validates():
-            self._save()
+            self._commit(metrics)
+
+    def _commit(self, metrics: MetricsLog) -> None:
+        """A checkpoint of everything up to this step."""
+        metrics.sync()
+        self._save()
+        self.metric, self.saved = None, self.step
 
     def _validates(self) -> bool:
         """Whether the step was the last of an epoch that ends with a validation."""
@@ -180,9 +198,11 @@ class Loop:
         self.totals, self.lately = Totals(wire_in_all=self.totals.wire_in_all), Waiting()
         if self.ranks.rank == 0:
             steps, sent = together.steps // self.ranks.size, _by_kind(together.wire_in_all)
-            loss = together.loss / together.steps
+            loss = together.loss / together.steps if together.steps else None
             values = progress.line(self.step, loss, together.users, self.trainer.live, sent, max(waits))
             values["wire_bytes_per_step"] = _by_kind(together.wire // max(steps, 1))
+            if self.config.train.on_nan == "skip":
+                values["skipped"] = len(self.trainer.skipped)
             metrics.write("train", self.step, values)
 
     def _validate(self, metrics: MetricsLog) -> None:

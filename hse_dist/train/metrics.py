@@ -1,17 +1,19 @@
 """What a run says while it runs: `metrics.jsonl`, TensorBoard scalars, a progress line.
 
 In: numbers of rank 0. Out: one JSON line an event (`kind` = train, validate or rewire; each with its step), the same as
-scalars, and a log line. A resumed run first forgets what came after its checkpoint, so no step is counted twice.
+scalars, and a log line. A resumed run first forgets what came after its checkpoint, so no step is counted twice: it
+puts a new file in the place of the old one, so that a worker of before that still lives writes where nobody reads.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hse_dist.files import new_file
 
@@ -19,10 +21,8 @@ log = logging.getLogger(__name__)
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Cut `path` (JSON lines with a `step`) down to the lines up to and including `step`."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """Put a new file in the place of `path` (JSON lines with a `step`) with the lines up to and including `step`."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if _step(line) <= step]
     with new_file(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -45,31 +45,38 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, *, first: bool, step: int) -> None:
-        self.file = folder / "metrics.jsonl"
-        self._board = None
+        self._file: IO[str] | None = None
+        self._board: Any = None
         if not first:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        keep_until(self.file, step)
+        keep_until(folder / "metrics.jsonl", step)
+        # held open for its whole life: by its path it might be the file of another worker
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append one event; in TensorBoard a dictionary is a scalar a key."""
-        if self._board is None:
+        if self._file is None:
             return
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}, sort_keys=True) + "\n")
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}, sort_keys=True) + "\n")
         for name, value in values.items():
             parts = value if isinstance(value, dict) else {None: value}
             for part, number in parts.items():
                 if isinstance(number, int | float):
                     self._board.add_scalar(f"{kind}/{name}" + (f"/{part}" if part else ""), number, step)
 
+    def sync(self) -> None:
+        """Bring the lines to the disk: a checkpoint of their steps is about to be."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flush the scalars."""
-        if self._board is not None:
+        if self._file is not None:
+            self._file.close()
             self._board.close()
 
 
@@ -100,9 +107,9 @@ class Progress:
         self.last, self.last_at = step, self.began_at
 
     def line(
-        self, step: int, loss: float, users: int, live: int, wire_bytes: dict[str, int], wait_share: float
+        self, step: int, loss: float | None, users: int, live: int, wire_bytes: dict[str, int], wait_share: float
     ) -> dict[str, Any]:
-        """The values of a training line; `users` of all ranks since the last line, `wire_bytes` since the start."""
+        """The values of a training line; `loss` is None where all steps were left out, `users` of all ranks since the last line, `wire_bytes` since the start."""
         now = time.perf_counter()
         seconds = max(now - self.last_at, 1e-9)
         values = {
@@ -116,11 +123,11 @@ class Progress:
         }
         self.last, self.last_at = step, now
         log.info(
-            "step %d/%d  loss %.4f  %.1f steps/s  %.0f users/s  %d live  %.1f MB on the wire  %.1f %% waiting  "
+            "step %d/%d  loss %s  %.1f steps/s  %.0f users/s  %d live  %.1f MB on the wire  %.1f %% waiting  "
             "%.0f s to go",
             step,
             self.steps,
-            loss,
+            "none" if loss is None else f"{loss:.4f}",
             values["steps_per_second"],
             values["users_per_second"],
             live,

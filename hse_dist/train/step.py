@@ -7,6 +7,7 @@ entries are collective, all else is local.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -24,14 +25,20 @@ from hse_dist.sparsity.client import Transport
 from hse_dist.sparsity.schedule import collects_at, rate_share, watches_at
 from hse_dist.tables.plan import local_device
 from hse_dist.tables.sharded import DenseTable, PackedTable
+from hse_dist.train.guard import Guard, NotFiniteError
 from hse_dist.train.rewiring import Rewirer
+
+MOST_SKIPPED = 20
+"""Steps in a row that are left out for NaN or infinity before the run ends: it would learn nothing more."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step says of itself: loss (this rank's), users, bytes sent to other ranks by kind, its rewire, if any."""
+    """What a step says of itself: loss (this rank's; None: it was left out), users, bytes sent to other ranks by kind,
+    its rewire, if any."""
 
-    loss: float
+    loss: float | None
     users: int
     wire_bytes: dict[str, int]
     rewired: dict[str, Any] | None
@@ -46,6 +53,10 @@ class Trainer(Rewirer):
         ahead: how much further the run is than its count of steps says: a run that began on other ranks counted other
             steps.
         counts: training interactions of each row, int64 [rows]; None: all the same.
+
+    Attributes:
+        skipped: the steps that were left out, since the start of the run.
+        guard: knows whether to stop.
     """
 
     def __init__(
@@ -62,6 +73,7 @@ class Trainer(Rewirer):
         self.ahead = ahead
         self.device = local_device(ranks.device)  # with its number: a thread's present device is always the first
         self.model = Autoencoder(config.model)
+        self.guard, self.skipped = Guard(ranks), list[int]()
         self._asked: tuple[Batch, Any] | None = None
 
     def step(self, batch: Batch, step: int, following: Batch | None = None) -> StepResult:
@@ -71,20 +83,24 @@ class Trainer(Rewirer):
             following: the next step's batch, if there is one on all ranks: its ids travel while this step computes.
         """
         before, due = dict(self.ranks.meter.sent), step + self.ahead
-        loss, users = self._train(batch, step, following)
+        try:
+            loss, users = self._train(batch, step, following)
+        except NotFiniteError as error:
+            self._leave_out(step, error)
+            loss, users = None, 0
         entry = None
         if isinstance(self.table, PackedTable):
             with self.ranks.meter.all_as("rewire"):
                 entry = self._change(due)
         return StepResult(loss, users, self.ranks.meter.since(before), entry)
 
-    def _train(self, batch: Batch, step: int, following: Batch | None) -> tuple[float, int]:
+    def _train(self, batch: Batch, step: int, following: Batch | None) -> tuple[float | None, int]:
         """Loss and users of this rank; what backward needs is gone after it."""
         sparsity, due, packed = self.config.sparsity, step + self.ahead, isinstance(self.table, PackedTable)
         collect = packed and collects_at(sparsity, due, self.steps)
         watch = packed and watches_at(sparsity, due, self.steps)
         self._set_rates(due)
-        rows = self.table.answer(self._ask(batch))
+        rows = self.guard.watch(self.table.answer(self._ask(batch)), batch.candidates)
         if self._falls(due):
             following = None  # a repack would leave its ids without a meaning
         ahead = self._ask(following) if following is not None else None
@@ -93,11 +109,10 @@ class Trainer(Rewirer):
         if watch:
             self.live_seen.watch(rows)
         loss, activations = self.model.loss(rows, batch, self._generator(step), collect=watched)
-        self._check(loss, step)
         if following is not None and ahead is not None:
             ahead.advance()
             self._asked = (following, ahead)
-        loss.backward()  # the fused optimizer updates the owners' shards in here
+        self.guard.backward(loss)  # the fused optimizer updates the owners' shards in here
         if grows:
             self.collector.collect(activations, batch.candidates)
         elif collect:
@@ -136,11 +151,30 @@ class Trainer(Rewirer):
             share = 0.5 * (1.0 + math.cos(math.pi * done))
         self.table.set_rates(settings.learning_rate * share, settings.gain_learning_rate * share)
 
-    def _check(self, loss: torch.Tensor, step: int) -> None:
-        if not torch.isfinite(loss):
-            raise NumericError(
-                f"The loss of rank {self.ranks.rank} in step {step} is {loss.item()}.",
-                cause="Training diverged; a smaller rate is the usual cure.",
-                setting="train.learning_rate",
-                value=self.config.train.learning_rate,
-            )
+    def _leave_out(self, step: int, error: NotFiniteError) -> None:
+        """Count a step that changed nothing.
+
+        Raises:
+            NumericError: there shall be none, or there were too many; the same on all ranks.
+        """
+        self.skipped.append(step)
+        everywhere = self.skipped[-MOST_SKIPPED:] == list(range(step - MOST_SKIPPED + 1, step + 1))
+        if self.config.train.on_nan == "skip" and not everywhere:
+            if self.ranks.rank == 0:
+                log.warning("Step %d changes nothing: %s", step, error)
+            return
+        often = f" It is the {MOST_SKIPPED}th step in a row that had to be left out." if everywhere else ""
+        raise NumericError(
+            f"In step {step} {error}.{often}",
+            cause="Training diverged; a smaller rate is the usual cure.",
+            setting="train.learning_rate",
+            value=self.config.train.learning_rate,
+        )
+
+    def own_state(self) -> dict[str, np.ndarray]:
+        return {**super().own_state(), "skipped_steps": np.array(self.skipped, np.int64)}
+
+    def load_own_state(self, state: dict[str, np.ndarray]) -> None:
+        super().load_own_state(state)
+        # the same on all ranks; a checkpoint that knows of no such steps has none
+        self.skipped = sorted({*self.skipped, *state.get("skipped_steps", np.empty(0, np.int64)).tolist()})
