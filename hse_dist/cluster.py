@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hse_dist import errors
+from hse_dist import errors, preemption
 from hse_dist.config import ClusterSettings, Config
 from hse_dist.errors import HseError, NumericError, PlanError, ResourceError, TrainingError, UserError
 from hse_dist.files import read_json, write_json
@@ -145,9 +145,11 @@ def run_workers(work: Work, arguments: dict[str, Any], config: Config, name: str
 
 def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     settings, folder = config.cluster, Path(config.run.folder).resolve()
+    # a worker that is stopped answers nothing, and must be given up as one that waits in vain for other ranks
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(settings.timeout_seconds)
     result, failure = (folder / f".{name}.{kind}.json" for kind in ("result", "error"))
     result.unlink(missing_ok=True)
     failure.unlink(missing_ok=True)
@@ -165,9 +167,7 @@ def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str
             storage_path=str(folder / "ray"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
-        torch_config=TorchConfig(
-            backend="gloo" if settings.device == "cpu" else "cpu:gloo,cuda:nccl", timeout_s=settings.timeout_seconds
-        ),
+        torch_config=_torch_config(settings),
     )
     try:
         trainer.fit()
@@ -179,6 +179,25 @@ def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str
     finally:
         failure.unlink(missing_ok=True)
     return _take(result, name)
+
+
+def _torch_config(settings: ClusterSettings) -> Any:
+    """What Ray Train does on each worker before the work: the process group, and an ear for SIGTERM."""
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            # in the main thread of each worker, where alone a signal can be caught; the work runs in another one
+            worker_group.execute(preemption.listen)
+            super().on_start(worker_group, backend_config)
+
+    class Settings(TorchConfig):
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
+    backend = "gloo" if settings.device == "cpu" else "cpu:gloo,cuda:nccl"
+    return Settings(backend=backend, timeout_s=settings.timeout_seconds)
 
 
 def _take(result: Path, name: str) -> Any:

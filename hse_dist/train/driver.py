@@ -17,8 +17,9 @@ from hse_dist.cluster import connect, run_workers
 from hse_dist.config import Config
 from hse_dist.data.prepare import is_prepared, prepare
 from hse_dist.data.prepared import Prepared
-from hse_dist.errors import RunFolderError
+from hse_dist.errors import PreemptedError, RunFolderError
 from hse_dist.evaluate.starts import worth
+from hse_dist.preemption import TELL_AGAIN_SECONDS, ending, stoppable
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
@@ -34,20 +35,27 @@ def train(config: Config) -> dict[str, Any]:
 
     Raises:
         HseError: settings, data, resources or workers are at fault.
+        PreemptedError: SIGTERM came.
     """
     began = time.perf_counter()
     folder = RunFolder(config)
-    with connect(config.cluster):
+    with connect(config.cluster), ending():
         if not is_prepared(config):
             log.info("No prepared histories in %s: preparing", config.data.folder)
             prepare(config)
         folder.claim()
         folder.claim_data(Prepared(config.data.folder))
         _check_resume(config, folder)
-        actor = _start_server(config)
+        actor = _start_server(config, folder)
         state = _make_start(config, folder, actor)
         arguments = {"config": config, "server": actor, "server_state": state}
-        summary = run_workers(train_worker, arguments, config, "train")
+        with stoppable(config.cluster.grace_seconds, None if actor is None else partial(_ask_to_stop, actor)):
+            summary = run_workers(train_worker, arguments, config, "train")
+    if summary["preempted"]:
+        raise PreemptedError(
+            f"Stopped by SIGTERM after step {summary['steps']}, with a checkpoint.",
+            cause="The next run goes on from it.",
+        )
     return {**summary, "seconds": time.perf_counter() - began, "seconds_of_training": summary["seconds"]}
 
 
@@ -64,14 +72,21 @@ def _check_resume(config: Config, folder: RunFolder) -> None:
         raise RunFolderError(f"The run folder {folder.path} has no checkpoint.", setting="run.resume", value="must")
 
 
-def _start_server(config: Config) -> Any:
+def _ask_to_stop(actor: Any) -> None:
+    import ray
+
+    ray.get(actor.ask_to_stop.remote(), timeout=TELL_AGAIN_SECONDS)
+
+
+def _start_server(config: Config, folder: RunFolder) -> Any:
     """The SparsityServer's actor; None without workers, where rank 0 holds the server."""
     if not config.cluster.workers:
         return None
     from hse_dist.sparsity.actor import start_server
 
     name = f"SparsityServer-{uuid.uuid4().hex[:8]}"
-    return start_server(config.sparsity, config.sparsity.model_dump_json(), name)
+    fingerprint, snapshot = config.sparsity.model_dump_json(), folder.server.resolve()
+    return start_server(config.sparsity, fingerprint, name, snapshot, config.cluster.warn_seconds)
 
 
 def _make_start(config: Config, folder: RunFolder, actor: Any) -> dict[str, Any]:
@@ -82,7 +97,7 @@ def _make_start(config: Config, folder: RunFolder, actor: Any) -> dict[str, Any]
     began = time.perf_counter()
     new_selection: NewSelection = server.new_cut
     if actor is not None:
-        from hse_dist.sparsity.actor import RemoteCut
+        from hse_dist.sparsity.remote import RemoteCut
 
         new_selection = partial(RemoteCut, actor, float(config.cluster.timeout_seconds))
     prepared = Prepared(config.data.folder)

@@ -109,7 +109,8 @@ class Progress:
     def line(
         self, step: int, loss: float | None, users: int, live: int, wire_bytes: dict[str, int], wait_share: float
     ) -> dict[str, Any]:
-        """The values of a training line; `loss` is None where all steps were left out, `users` of all ranks since the last line, `wire_bytes` since the start."""
+        """The values of a training line; `users` of all ranks since the last line, `wire_bytes` since the start; a `loss`
+        of None where all steps were left out."""
         now = time.perf_counter()
         seconds = max(now - self.last_at, 1e-9)
         values = {

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,24 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     trainer.take_up(state)
     report = reporter(ranks, config.cluster.workers > 0)
     loop = Loop(config, trainer, stream, prepared, store, folder, report)
-    return loop.run(resumed)
+    with living(transport, ranks, loop):
+        return loop.run(resumed)
+
+
+@contextmanager
+def living(transport: Transport, ranks: Ranks, loop: Loop) -> Iterator[None]:
+    """Let the SparsityServer's actor know, for the block, that this rank lives."""
+    if isinstance(transport, GroupTransport):
+        yield
+        return
+    from hse_dist.sparsity.remote import Pulse, RayTransport
+
+    assert isinstance(transport, RayTransport)
+    pulse = Pulse(transport, ranks.size, lambda: loop.step)
+    try:
+        yield
+    finally:
+        pulse.end()
 
 
 def steps_left(stream: HistoryStream, epochs: int) -> int:
@@ -79,11 +98,12 @@ def join_server(config: Config, actor: Any, ranks: Ranks, steps: int, state: dic
             return server
 
         return GroupTransport(ranks, make_server)
-    from hse_dist.sparsity.actor import RayTransport
+    from hse_dist.sparsity.remote import RayTransport
 
     attempt: list[Any] = [uuid.uuid4().hex]
     dist.broadcast_object_list(attempt)
-    transport = RayTransport(actor, attempt[0], ranks.rank, config.cluster.timeout_seconds, ranks.meter)
+    limit, again = config.cluster.timeout_seconds, config.cluster.warn_seconds
+    transport = RayTransport(actor, attempt[0], ranks.rank, limit, ranks.meter, again)
     transport.join(ranks.size, steps, config.sparsity.model_dump_json(), state)
     return transport
 

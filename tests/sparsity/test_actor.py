@@ -13,10 +13,11 @@ import ray
 
 from hse_dist.config import BudgetSettings, ScheduleSettings, SparsitySettings
 from hse_dist.errors import MissingRanksError, NumericError, ProtocolError
-from hse_dist.sparsity.actor import RayTransport, start_server
+from hse_dist.sparsity.actor import start_server
 from hse_dist.sparsity.client import Transport
 from hse_dist.sparsity.growth import SeenGradients, merge
 from hse_dist.sparsity.messages import Message, Open
+from hse_dist.sparsity.remote import RayTransport
 from hse_dist.sparsity.rewire import Candidates, rewire
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.tables.sharded import OwnedRows

@@ -356,7 +356,10 @@ def test_divergence_is_named_and_leaves_the_last_checkpoint(tmp_path, data, monk
         return lookup(self, batch, number, *following)
 
     monkeypatch.setattr(Trainer, "step", spoil)
-    with pytest.raises(NumericError, match=r"In step 6 the loss of rank 0 is nan by the values of row 0, 1, 2.*train.learning_rate = 0.3"):
+    with pytest.raises(
+        NumericError,
+        match=r"In step 6 the loss of rank 0 is nan by the values of row 0, 1, 2.*train.learning_rate = 0.3",
+    ):
         train(config)
     assert store_of(config).latest().step == 4
 
