@@ -18,12 +18,12 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from hse_dist.config import StreamSettings
+from hse_dist.data.checked import CheckedFiles
 from hse_dist.data.order import EpochOrder, Slice
 from hse_dist.data.prefetch import prefetch
-from hse_dist.data.prepared import HistoryBlock, Prepared, reading, to_block
+from hse_dist.data.prepared import HistoryBlock, Prepared
 from hse_dist.errors import DataError
 
 Item = TypeVar("Item")
@@ -38,15 +38,25 @@ class HistoryStream:
         epoch_number: of the next block; rises when an epoch's last block is handed out.
         blocks: consumed in this epoch by all ranks together.
         batches_per_epoch: blocks a rank in the whole present epoch, the same on all ranks.
+        files: those that it reads, and what is wrong with them.
 
     Raises:
-        DataError: a file of the prepared folder cannot be read; there are no training users.
+        DataError: a file of the prepared folder cannot be read, or changed, and is not to be left out; there are no
+            training users.
     """
 
     def __init__(
-        self, prepared: Prepared, settings: StreamSettings, *, batch_size: int, seed: int, rank: int, ranks: int
+        self,
+        prepared: Prepared,
+        settings: StreamSettings,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        ranks: int,
+        on_bad_file: str = "stop",
     ) -> None:
-        self._prepared, self._settings = prepared, settings
+        self.files, self._settings = CheckedFiles(prepared, on_bad_file), settings
         self._batch, self._seed, self._rank, self._ranks = batch_size, seed, rank, ranks
         self._groups = prepared.row_groups("train")
         if not self._groups:
@@ -138,7 +148,7 @@ class HistoryStream:
         """This rank's blocks from block `start` of an epoch on; runs in the thread and leaves the position alone."""
         while epoch < epochs:
             order = self._order_of(epoch)
-            windows = _Windows(self._prepared, self._groups, order)
+            windows = _Windows(self.files, self._groups, order)
             for first in range(start, len(order), self._ranks):
                 index = first + self._rank
                 pieces = order.block(index) if index < len(order) else []
@@ -149,10 +159,9 @@ class HistoryStream:
 class _Windows:
     """Shuffled windows, one held a lane."""
 
-    def __init__(self, prepared: Prepared, groups: list[tuple[str, int, int]], order: EpochOrder) -> None:
-        self._prepared, self._groups, self._order = prepared, groups, order
+    def __init__(self, files: CheckedFiles, groups: list[tuple[str, int, int]], order: EpochOrder) -> None:
+        self._files, self._groups, self._order = files, groups, order
         self._held: dict[int, tuple[int, HistoryBlock]] = {}
-        self._files: dict[str, pq.ParquetFile] = {}
 
     def users(self, piece: Slice) -> HistoryBlock:
         held = self._held.get(piece.lane)
@@ -161,15 +170,6 @@ class _Windows:
         return held[1].slice(piece.first, piece.last)
 
     def _load(self, window: int) -> HistoryBlock:
-        read = [self._read(*self._groups[group]) for group in self._order.windows[window]]
+        read = [self._files.read(*self._groups[group]) for group in self._order.windows[window]]
         whole = HistoryBlock.concatenate(read)
         return whole.take(self._order.shuffle(window, len(whole)))
-
-    def _read(self, path: str, group: int, users: int) -> HistoryBlock:
-        if path not in self._files:
-            self._files[path] = self._prepared.open(path)
-        with reading(self._prepared.folder / path):
-            table = self._files[path].read_row_group(group, columns=["rows"], use_threads=False)
-        if table.num_rows != users:
-            raise DataError(f"{path} has {table.num_rows} users in row group {group}, the manifest says {users}.")
-        return to_block(table.combine_chunks().to_batches()[0])

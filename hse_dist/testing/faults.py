@@ -14,7 +14,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,21 +78,13 @@ def stop(process: Process) -> None:
 
 def go_on(process: Process) -> None:
     """SIGCONT, where the process still is."""
-    with _gone():
+    with suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGCONT)
 
 
 def terminate(pid: int) -> None:
     """SIGTERM: what a machine gets that is wanted for something else."""
     os.kill(pid, signal.SIGTERM)
-
-
-@contextmanager
-def _gone() -> Iterator[None]:
-    try:
-        yield
-    except ProcessLookupError:
-        pass
 
 
 FileFault = Literal["vanishes", "truncated", "changed"]

@@ -54,7 +54,7 @@ def train(config: Config) -> dict[str, Any]:
     if summary["preempted"]:
         raise PreemptedError(
             f"Stopped by SIGTERM after step {summary['steps']}, with a checkpoint.",
-            cause="The next run goes on from it.",
+            cause="Run it again to go on.",
         )
     return {**summary, "seconds": time.perf_counter() - began, "seconds_of_training": summary["seconds"]}
 

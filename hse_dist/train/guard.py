@@ -22,7 +22,7 @@ from hse_dist.tables.block import DenseRows, SparseRows
 
 NAMED = 10
 """Rows that a message names; of more it gives the number."""
-Rows = TypeVar("Rows", SparseRows, DenseRows)
+Rows = TypeVar("Rows", bound=SparseRows | DenseRows)
 
 
 class NotFiniteError(Exception):
@@ -50,9 +50,7 @@ class Guard:
         self._rows, self._candidates = rows, candidates
         gains = rows.gains if isinstance(rows, SparseRows) else None
         values, gains = _Watched.apply(self, rows.values, gains)
-        if isinstance(rows, DenseRows):
-            return replace(rows, values=values)
-        return replace(rows, values=values, gains=gains)
+        return replace(rows, values=values, **({} if gains is None else {"gains": gains}))
 
     def backward(self, loss: Tensor) -> None:
         """Check the loss, and go back from it; the tables have moved after that, by the fused optimizer.

@@ -108,6 +108,7 @@ class Loop:
                 self._commit(metrics)
             if not self._out_of_patience():
                 self._train(metrics, Progress(self.step, self.trainer.steps))
+            bad_files = self._bad_files(metrics)
         finally:
             metrics.close()
         best = self.store.best()
@@ -117,6 +118,7 @@ class Loop:
             "steps": self.step,
             "preempted": self.preempted,
             "skipped": len(self.trainer.skipped),
+            "bad_files": bad_files,
             "seconds": time.perf_counter() - started,
             "resumed_from": resumed.step if resumed is not None else None,
             "best_step": best.step,
@@ -126,6 +128,20 @@ class Loop:
             "wait_share": max(self.ranks.gather(self.waiting.share)),
             "wire_bytes": self._wire_bytes(),
         }
+
+    def _bad_files(self, metrics: MetricsLog) -> list[str]:
+        """Files that were left out, each once in the metrics; and users with them. A collective call."""
+        if self.config.data.on_bad_file != "skip":
+            return []
+        files = self.stream.files
+        found: dict[str, str] = {}
+        users = 0
+        for bad, left_out in self.ranks.gather((files.bad, files.users_left_out)):
+            found, users = bad | found, users + left_out
+        for path in sorted(found.keys() - metrics.bad_files):
+            metrics.write("bad_file", self.step, {"path": path, "what": found[path], "users_left_out": users})
+        metrics.bad_files |= found.keys()
+        return sorted(metrics.bad_files)
 
     def _wire_bytes(self) -> dict[str, int]:
         """Bytes that all ranks have sent in steps and rewires since the start of the run, by kind."""
@@ -195,6 +211,7 @@ class Loop:
         mine = torch.from_numpy(np.concatenate([self.totals.row(), waits]))
         shared = self.ranks.sum(mine).numpy()
         together, waits = Totals.of(shared[: -self.ranks.size]), shared[-self.ranks.size :].tolist()
+        self._bad_files(metrics)
         self.totals, self.lately = Totals(wire_in_all=self.totals.wire_in_all), Waiting()
         if self.ranks.rank == 0:
             steps, sent = together.steps // self.ranks.size, _by_kind(together.wire_in_all)

@@ -1,6 +1,6 @@
 """What a run says while it runs: `metrics.jsonl`, TensorBoard scalars, a progress line.
 
-In: numbers of rank 0. Out: one JSON line an event (`kind` = train, validate or rewire; each with its step), the same as
+In: numbers of rank 0. Out: one JSON line an event (`kind` = train, validate, rewire or bad_file; each with its step), the same as
 scalars, and a log line. A resumed run first forgets what came after its checkpoint, so no step is counted twice: it
 puts a new file in the place of the old one, so that a worker of before that still lives writes where nobody reads.
 """
@@ -20,12 +20,14 @@ from hse_dist.files import new_file
 log = logging.getLogger(__name__)
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Put a new file in the place of `path` (JSON lines with a `step`) with the lines up to and including `step`."""
+def keep_until(path: Path, step: int) -> list[str]:
+    """Put a new file in the place of `path` (JSON lines with a `step`) with the lines up to and including `step`, which
+    are returned."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [line for line in lines if _step(line) <= step]
     with new_file(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return kept
 
 
 def _step(line: str) -> float:
@@ -42,9 +44,13 @@ class MetricsLog:
         folder: the run folder.
         first: whether this is the rank that writes.
         step: of the checkpoint that the run goes on from; -1 for a new one.
+
+    Attributes:
+        bad_files: those that have a line.
     """
 
     def __init__(self, folder: Path, *, first: bool, step: int) -> None:
+        self.bad_files: set[str] = set()
         self._file: IO[str] | None = None
         self._board: Any = None
         if not first:
@@ -52,7 +58,8 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        keep_until(folder / "metrics.jsonl", step)
+        kept = [json.loads(line) for line in keep_until(folder / "metrics.jsonl", step)]
+        self.bad_files |= {line["path"] for line in kept if line["kind"] == "bad_file"}
         # held open for its whole life: by its path it might be the file of another worker
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
@@ -109,8 +116,11 @@ class Progress:
     def line(
         self, step: int, loss: float | None, users: int, live: int, wire_bytes: dict[str, int], wait_share: float
     ) -> dict[str, Any]:
-        """The values of a training line; `users` of all ranks since the last line, `wire_bytes` since the start; a `loss`
-        of None where all steps were left out."""
+        """The values of a training line; `users` of all ranks since the last line, `wire_bytes` since the start.
+
+        Args:
+            loss: None where all steps were left out.
+        """
         now = time.perf_counter()
         seconds = max(now - self.last_at, 1e-9)
         values = {

@@ -50,6 +50,7 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
         seed=config.run.seed,
         rank=ranks.rank,
         ranks=ranks.size,
+        on_bad_file=config.data.on_bad_file,
     )
     steps = sum(stream.batches_in(epoch) for epoch in range(config.train.epochs))
     if resumed is not None:

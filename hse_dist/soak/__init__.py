@@ -1,0 +1,1 @@
+"""Training under a random schedule of faults, compared with training that nobody disturbs."""
