@@ -123,10 +123,22 @@ def demo(words: Namespace) -> Result:
     return run(words.config, words.overrides, Path(words.folder))
 
 
+def soak(words: Namespace) -> Result:
+    """Minutes and a seed → what faults have cost."""
+    from hse_dist.errors import RunFolderError
+    from hse_dist.soak.run import soak as run
+
+    folder = Path(words.folder)
+    if folder.exists():
+        raise RunFolderError(f"{folder} is there already.", cause="Choose another one, or remove it.")
+    return run(words.minutes, words.seed, folder)
+
+
 def _config(words: Namespace) -> Config:
     return load_config(words.config, words.overrides)
 
 
 COMMANDS: dict[str, Callable[[Namespace], Result]] = {
-    function.__name__: function for function in (prepare, train, evaluate, compare, export, recommend, benchmark, demo)
+    function.__name__: function
+    for function in (prepare, train, evaluate, compare, export, recommend, benchmark, demo, soak)
 }

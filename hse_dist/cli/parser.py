@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_recommend(jobs)
     _add_benchmark(jobs)
     _add_demo(jobs)
+    _add_soak(jobs)
     return parser
 
 
@@ -143,6 +144,14 @@ def _add_demo(jobs: Jobs) -> None:
     text = "the whole path on one data set, ending with a table: our rows, a dense table of the same bytes, full EASE"
     job = _add(jobs, "demo", text)
     job.add_argument("--folder", default="runs/demo", help="where everything goes (default: runs/demo)")
+
+
+def _add_soak(jobs: Jobs) -> None:
+    text = "train on two local workers under a random schedule of faults, and compare the end with a clean run"
+    job = jobs.add_parser("soak", help=text, description=text, allow_abbrev=False)
+    job.add_argument("--minutes", type=_number, default=20, help="how long faults come (default: 20)")
+    job.add_argument("--seed", type=partial(_number, least=0), default=0, help="of the schedule (default: 0)")
+    job.add_argument("--folder", default="runs/soak", help="where everything goes; must not exist (default: runs/soak)")
 
 
 def _number(text: str, least: int = 1) -> int:

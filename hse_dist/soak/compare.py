@@ -1,7 +1,7 @@
 """Whether two runs ended alike, bit by bit, but for timings.
 
-In: two run folders. Out: what differs, in words: tables, optimizer state and what ranks keep to themselves in the newest
-checkpoint, its facts, which checkpoint is the best one, the journal, the metrics.
+In: two run folders. Out: what differs, in words: tables, optimizer state and what ranks keep to themselves in the
+newest checkpoint, its facts, which checkpoint is the best one, the journal, the metrics.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLOCK = ("rewire_costs",)
 
 def differences(one: Config, other: Config) -> list[str]:
     """What is not equal; nothing, where nothing was lost."""
-    found = [name for name, of in (("journal", journal_of), ("metrics", metrics_of)) if not of(one) == of(other)]
+    found = [name for name, of in (("journal", journal_of), ("metrics", metrics_of)) if of(one) != of(other)]
     a, b = (CheckpointStore(RunFolder(config).checkpoints, config.checkpoint.keep) for config in (one, other))
     newest, best = (a.latest(), b.latest()), (a.best(), b.best())
     if newest[0] is None or newest[1] is None or best[0] is None or best[1] is None:

@@ -12,5 +12,5 @@ from hse_dist.testing.faults import faulty_worker
 from hse_dist.train import driver
 
 if __name__ == "__main__":
-    driver.train_worker = faulty_worker
+    vars(driver)["train_worker"] = faulty_worker
     sys.exit(main())
