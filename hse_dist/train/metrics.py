@@ -1,8 +1,9 @@
 """What a run says while it runs: `metrics.jsonl`, TensorBoard scalars, a progress line.
 
 In: numbers of rank 0. Out: one JSON line an event (`kind` = train, validate, rewire or bad_file; each with its step),
-the same as scalars, and a log line. A resumed run first forgets what came after its checkpoint, so no step is counted twice: it
-puts a new file in the place of the old one, so that a worker of before that still lives writes where nobody reads.
+the same as scalars, and a log line. A resumed run first forgets what came after its checkpoint, so no step is counted
+twice: it puts a new file in the place of the old one, so that a worker of before that still lives writes where nobody
+reads.
 """
 
 from __future__ import annotations

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +17,14 @@ import ray
 
 from hse_dist.config import BudgetSettings, ScheduleSettings, SparsitySettings
 from hse_dist.errors import MissingRanksError, NumericError, ProtocolError
-from hse_dist.sparsity.actor import start_server
+from hse_dist.sparsity.actor import ServerActor, start_server
 from hse_dist.sparsity.client import Transport
 from hse_dist.sparsity.growth import SeenGradients, merge
 from hse_dist.sparsity.messages import Message, Open
 from hse_dist.sparsity.remote import RayTransport
 from hse_dist.sparsity.rewire import Candidates, rewire
 from hse_dist.sparsity.server import SparsityServer
+from hse_dist.sparsity.snapshot import Snapshot, read_snapshot, write_snapshot
 from hse_dist.tables.sharded import OwnedRows
 from hse_dist.testing.tables import Content, join
 
@@ -198,6 +203,92 @@ def test_a_rank_of_another_version_is_refused_on_both(actor):
         messages = [Open(1, 1, 0, 10, 5), Open(2, 1, SPLIT, 10, 5)]
         told = [pool.submit(one.ask, message) for one, message in zip(transports, messages, strict=True)]
         assert all("versions [1, 2] came, version 1 is next" in str(future.exception()) for future in told)
+
+
+@pytest.fixture
+def surviving(shared_ray: None, tmp_path: Path) -> Iterator[Any]:
+    """An actor with a snapshot."""
+    name = f"server-{np.random.default_rng().integers(2**40)}"
+    handle = start_server(SETTINGS, "settings", name, tmp_path / "server.json", warn_seconds=0.5)
+    yield handle
+    ray.kill(handle)
+
+
+def pid_of(actor: Any) -> int:
+    return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
+
+
+class Killing(RayTransport):
+    """Ends the actor's process before its message of some sequences."""
+
+    kills: tuple[int, ...] = ()
+
+    def _send(self, sequence: int) -> Any:
+        if sequence in self.kills:
+            self.kills = tuple(kill for kill in self.kills if kill != sequence)
+            os.kill(pid_of(self.actor), signal.SIGKILL)
+        return super()._send(sequence)
+
+
+def test_a_server_that_is_killed_within_rewires_goes_on_and_decides_alike(surviving):
+    server = SparsityServer(SETTINGS, STEPS, 1)
+    server.load_state_dict(START)
+    expected = work(Direct(server), 0, ROWS, 3, lambda owned: None)
+    transports = connect(surviving, Killing)
+    transports[0].kills, transports[1].kills = (1, 15), (6,)
+    got = join(on_two_ranks(transports, 3))
+    assert transports[0].kills == transports[1].kills == ()
+    assert np.array_equal(got.columns, expected.columns) and got.values.tobytes() == expected.values.tobytes()
+    assert transports[0].state_dict() == server.state_dict()
+
+
+def test_a_message_that_was_lost_is_sent_again(surviving, monkeypatch):
+    transports = connect(surviving)
+    send, lost = RayTransport._send, [3, 7]
+
+    def losing(self: RayTransport, sequence: int) -> Any:
+        if self.rank and sequence in lost:
+            lost.remove(sequence)
+            return ray.remote(num_cpus=0)(time.sleep).remote(60)
+        return send(self, sequence)
+
+    monkeypatch.setattr(RayTransport, "_send", losing)
+    transports[1].again = 0.5
+    assert all(isinstance(rows, OwnedRows) for rows in on_two_ranks(transports, 1))
+    assert lost == [] and transports[0].state_dict()["version"] == 1
+
+
+def test_a_snapshot_of_another_actor_or_a_torn_one_is_not_taken_up(tmp_path, caplog):
+    path = tmp_path / "server.json"
+    state = {**START, "journal": list(START["journal"])}
+    write_snapshot(path, Snapshot("a", "settings", "first", 2, STEPS, 4, state, False))
+    found = read_snapshot(path, "a", "settings")
+    assert found is not None and found.sequence == 4 and found.server == state
+    assert read_snapshot(path, "b", "settings") is None and read_snapshot(path, "a", "other") is None
+    path.write_text(path.read_text()[:-20])
+    assert read_snapshot(path, "a", "settings") is None and "is of no use" in caplog.text
+    assert read_snapshot(tmp_path / "none.json", "a", "settings") is None
+
+
+def test_who_is_slow_or_silent_is_named_in_the_log_before_the_limit(tmp_path, caplog):
+    async def conversation() -> None:
+        actor = ServerActor(SETTINGS, "settings", "a", tmp_path / "server.json", warn_seconds=0.2)
+        await actor.join("first", 3, STEPS, "settings", START)
+        assert [await actor.beat("first", rank, 7) for rank in range(3)] == [False] * 3
+        for _ in range(6):
+            await asyncio.sleep(0.1)
+            await actor.beat("first", 0, 8)
+        with pytest.raises(MissingRanksError, match=r"rank\(s\) 0, 2\."):
+            await actor.ask("first", 1, 1, Open(1, 1, 0, 10, 5), 0.5)
+        await actor.ask_to_stop()
+        assert await actor.beat("first", 0, 8)
+        actor._watching.cancel()
+
+    asyncio.run(conversation())
+    assert caplog.text.count("Rank 1 has been silent") == caplog.text.count("Rank 2 has been silent") == 1
+    assert "Rank 0 has been silent" not in caplog.text.split("waited")[0]
+    assert "has waited 0 s for rank(s) 0, 2" in caplog.text
+    assert ServerActor(SETTINGS, "settings", "a", tmp_path / "server.json").stop, "a new actor forgot to stop"
 
 
 def test_more_ranks_may_wait_than_the_actor_runs_at_a_time_by_default(actor):
