@@ -23,6 +23,7 @@ from typing import Any
 from hse_dist.config import Config, load_config
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import TrainingError
+from hse_dist.preemption import ending
 from hse_dist.run_folder import RunFolder
 from hse_dist.soak.compare import differences
 from hse_dist.soak.schedule import FaultKind, schedule
@@ -58,6 +59,11 @@ def soak(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
     Raises:
         TrainingError: a run did not recover, or ended otherwise than its fault explains.
     """
+    with ending():  # so that a driver under way ends, too
+        return _soak(minutes, seed, folder)
+
+
+def _soak(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
     began, settings = time.monotonic(), write_settings(folder)
     clean = _config(settings, folder / "clean")
     with _Driver(settings, clean) as driver:
