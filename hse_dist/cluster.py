@@ -4,7 +4,7 @@ In: a configuration, and a function of the ranks. Out: what rank 0 returned. Ray
 group and their restarts; with `cluster.workers = 0` the same function runs here, on a gloo group of one.
 
 Ray Train restarts workers whatever they raised. An error that would come again at once (`LASTING`) is therefore written
-beside the result, and every later worker group of the job raises it before it does anything.
+beside the result; the next worker group of the job finds it and ends without work, and the driver raises it.
 """
 
 from __future__ import annotations
@@ -176,6 +176,10 @@ def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str
         if cause is not None:
             raise cause from None
         raise TrainingError(f"The workers of {name} failed: {error}") from error
+    else:
+        cause = _lasting_error(failure)
+        if cause is not None:
+            raise cause
     finally:
         failure.unlink(missing_ok=True)
     return _take(result, name)
@@ -238,9 +242,8 @@ def _lasting_error(path: Path) -> HseError | None:
 def _ray_worker(call: dict[str, Any]) -> None:
     import torch.distributed as dist
 
-    earlier = _lasting_error(call["failure"])
-    if earlier is not None:
-        raise earlier
+    if _lasting_error(call["failure"]) is not None:
+        return  # to raise it here would be one more failure to restart after
     settings: ClusterSettings = call["settings"]
     prepare_process(settings)
     ranks = Ranks(torch.device(settings.device))

@@ -53,7 +53,7 @@ def ending() -> Iterator[None]:
     """
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise PreemptedError("Stopped by SIGTERM before training; what is there already stays.")
+        raise PreemptedError("Stopped by SIGTERM, outside of training; what is there already stays.")
 
     with _handler(end):
         yield

@@ -25,6 +25,8 @@ FREE = (
     "run.folder",
     "run.resume",
     "train.log_every",
+    "train.on_nan",
+    "data.on_bad_file",
     "data.folder",
     "data.memory_mb",
     "data.tasks",
@@ -51,7 +53,7 @@ class RunFolder:
         self.config, self.path = config, Path(config.run.folder)
         self.settings, self.data = self.path / "config.json", self.path / "data.json"
         self.start, self.checkpoints = self.path / "start", self.path / "checkpoints"
-        self.early = self.path / "early"
+        self.early, self.server = self.path / "early", self.path / "server.json"
         self.metrics, self.journal = self.path / "metrics.jsonl", self.path / "topology.jsonl"
         self.export = Path(config.export.folder) if config.export.folder else self.path / "export"
 

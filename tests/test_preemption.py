@@ -52,7 +52,7 @@ def test_a_run_that_sigterm_stopped_goes_on_bit_equal(tmp_path, data, after):
 
 
 def test_before_training_it_ends_at_once():
-    with pytest.raises(PreemptedError, match="before training"), preemption.ending():
+    with pytest.raises(PreemptedError, match="outside of training"), preemption.ending():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1.0)
     assert PreemptedError.exit_code == 143

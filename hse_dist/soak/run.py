@@ -23,6 +23,7 @@ from typing import Any
 from hse_dist.config import Config, load_config
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import TrainingError
+from hse_dist.preemption import ending
 from hse_dist.run_folder import RunFolder
 from hse_dist.soak.compare import differences
 from hse_dist.soak.schedule import FaultKind, schedule
@@ -50,14 +51,28 @@ class Record:
     unequal: list[str] = field(default_factory=list)
     left_over: int = 0
     """Processes of a killed driver that did not end by themselves."""
+    over: bool = False
+    """Whether there are no more faults to come."""
 
 
-def soak(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
+Kinds = Iterator[tuple[FaultKind, random.Random]]
+
+
+def soak(minutes: float, seed: int, folder: Path, kinds: Kinds | None = None) -> dict[str, Any]:
     """Disturb runs for so long; see the module.
+
+    Args:
+        seed: of the schedule.
+        kinds: another schedule; where it ends, so do the faults.
 
     Raises:
         TrainingError: a run did not recover, or ended otherwise than its fault explains.
     """
+    with ending():  # so that a driver under way ends, too
+        return _soak(minutes, folder, kinds or schedule(seed)) | {"seed": seed}
+
+
+def _soak(minutes: float, folder: Path, kinds: Kinds) -> dict[str, Any]:
     began, settings = time.monotonic(), write_settings(folder)
     clean = _config(settings, folder / "clean")
     with _Driver(settings, clean) as driver:
@@ -66,8 +81,8 @@ def soak(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
             raise TrainingError(f"The clean run ended with exit code {driver.code}; see {driver.log}.")
     clean_seconds = time.monotonic() - began
     log.info("The clean run took %.0f s", clean_seconds)
-    record, kinds, end = Record(), schedule(seed), time.monotonic() + 60 * minutes
-    while time.monotonic() < end:
+    record, end = Record(), time.monotonic() + 60 * minutes
+    while time.monotonic() < end and not record.over:
         disturbed = _config(settings, folder / f"round-{record.rounds:02d}")
         _Round(settings, disturbed, record, end).run(kinds)
         unequal = differences(clean, disturbed)
@@ -85,7 +100,6 @@ def soak(minutes: float, seed: int, folder: Path) -> dict[str, Any]:
         "left_over": record.left_over,
         "clean_seconds": round(clean_seconds, 1),
         "minutes": round((time.monotonic() - began) / 60, 1),
-        "seed": seed,
     }
 
 
@@ -103,7 +117,7 @@ class _Driver:
 
     def __enter__(self) -> _Driver:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, "-m", "hse_dist.soak.driver", "train", str(self.settings)]
+        words = [sys.executable, "-m", "hse_dist.testing.driver", "train", str(self.settings)]
         environment = {**os.environ, "RAY_ADDRESS": "", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
@@ -165,7 +179,7 @@ class _Round:
         self.plan = self.run_folder.path / "faults"
         self.lost_since: float | None = None
 
-    def run(self, kinds: Iterator[tuple[FaultKind, random.Random]]) -> None:
+    def run(self, kinds: Kinds) -> None:
         """Start the driver again and again until the run is complete."""
         step = 0
         while True:
@@ -184,14 +198,16 @@ class _Round:
         except (OSError, IndexError, ValueError):
             return 0
 
-    def _drive(self, driver: _Driver, kinds: Iterator[tuple[FaultKind, random.Random]], step: int) -> int:
+    def _drive(self, driver: _Driver, kinds: Kinds, step: int) -> int:
         """Disturb this driver until it ends; its exit code."""
         while self._progresses(driver, step):
             self._recovered()
-            if time.monotonic() > self.end:
+            chosen = next(kinds, None) if time.monotonic() < self.end else None
+            if chosen is None:
+                self.record.over = True
                 driver.wait_for_end(3600.0)
                 break
-            kind, draw = next(kinds)
+            kind, draw = chosen
             self._pause(driver, draw.uniform(*PAUSE_SECONDS))
             if not driver.look():
                 break

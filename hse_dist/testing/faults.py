@@ -219,9 +219,7 @@ class Saboteur:
         def send(transport: Any, sequence: int) -> Any:
             fault = self.due("delay_message", "drop_message")
             if fault is not None and fault.kind == "drop_message":
-                import ray
-
-                return ray.remote(num_cpus=0)(time.sleep).remote(3600)  # what is never answered
+                return never_answered()
             if fault is not None:
                 time.sleep(fault.seconds)
             return original(transport, sequence)
@@ -236,6 +234,16 @@ class Saboteur:
             return original(store, *arguments, **options)
 
         return save
+
+
+def never_answered() -> Any:
+    """Ray's reference to an answer that does not come."""
+    import ray
+
+    def wait() -> None:
+        time.sleep(3600)
+
+    return ray.remote(num_cpus=0)(wait).remote()
 
 
 @contextmanager

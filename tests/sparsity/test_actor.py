@@ -26,6 +26,7 @@ from hse_dist.sparsity.rewire import Candidates, rewire
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.snapshot import Snapshot, read_snapshot, write_snapshot
 from hse_dist.tables.sharded import OwnedRows
+from hse_dist.testing.faults import never_answered
 from hse_dist.testing.tables import Content, join
 
 pytestmark = pytest.mark.ray
@@ -249,7 +250,7 @@ def test_a_message_that_was_lost_is_sent_again(surviving, monkeypatch):
     def losing(self: RayTransport, sequence: int) -> Any:
         if self.rank and sequence in lost:
             lost.remove(sequence)
-            return ray.remote(num_cpus=0)(time.sleep).remote(60)
+            return never_answered()
         return send(self, sequence)
 
     monkeypatch.setattr(RayTransport, "_send", losing)

@@ -94,7 +94,12 @@ def test_a_step_that_is_left_out_moves_no_table_and_is_counted(tmp_path, data, k
 
 @pytest.mark.distributed
 def test_a_row_that_stays_no_number_ends_even_a_run_that_leaves_steps_out(tmp_path, data):
-    changes = {"train__negatives": 2000, "train__epochs": 6, "sparsity__schedule__interval": 30}
+    changes = {
+        "train__negatives": 2000,
+        "train__epochs": 6,
+        "sparsity__schedule__interval": 30,
+        "train__evaluate_every": 6,
+    }
     config = small_config(tmp_path / "run", data, train__on_nan="skip", **changes)
     (one, steps), _ = run_ranks(work, 2, config, begin(config, "nan_row", 3))
     assert "20th step in a row" in one and len(steps) == 21
