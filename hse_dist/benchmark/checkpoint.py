@@ -40,7 +40,7 @@ class Rank:
         self.table = packed_table(
             shape["rows"], shape["dims"], shape["live"], shape["chunk_width"], ranks, TrainSettings()
         )
-        batch = make_batch(CANDIDATES, USERS, HISTORY, shape["rows"], ranks.device, seed=ranks.rank)
+        batch = make_batch(min(CANDIDATES, shape["rows"]), USERS, HISTORY, shape["rows"], ranks.device, seed=ranks.rank)
         self.step, self.number = step_of(self.table, batch), 0
         self.stores = {mode: CheckpointStore(folder, 1, asynchronous=mode) for mode in (False, True)}
 

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from hse_dist.benchmark.checkpoint import benchmark_checkpoint
 from hse_dist.benchmark.report import Report, finish
 from hse_dist.benchmark.retrieve import benchmark_retrieve
 from hse_dist.benchmark.scale import benchmark_scale
@@ -52,3 +53,11 @@ def test_retrieve(tmp_path):
     names = [row["rows"] for row in checked(report, tmp_path)]
     assert names[0] == "packed" and "dense, D = 16 (same bytes)" in names and "SciPy CSR product" in names
     assert any("estimated" in note for note in report.notes)
+
+
+@pytest.mark.distributed
+def test_checkpoint(tmp_path):
+    report = benchmark_checkpoint(rows=400, live=8, dims=128, chunk_width=8, repeats=1, where=str(tmp_path))
+    rows = checked(report, tmp_path)
+    assert [row["operation"].split(" rank")[0] for row in rows] == ["1"] * 7 + ["2"] * 7
+    assert report.figures["held_share"] == max(report.figures["held_share_1"], report.figures["held_share_2"])
