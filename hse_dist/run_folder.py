@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hse_dist.config import Config, dump_config, parse_config
-from hse_dist.errors import ConfigError, RunFolderError
+from hse_dist.errors import ConfigError, ProtocolError, RunFolderError
 from hse_dist.files import new_file, read_json, write_json
 
 FREE = (
@@ -54,6 +54,7 @@ class RunFolder:
         self.settings, self.data = self.path / "config.json", self.path / "data.json"
         self.start, self.checkpoints = self.path / "start", self.path / "checkpoints"
         self.early, self.server = self.path / "early", self.path / "server.json"
+        self.owner = self.path / "owner.json"
         self.metrics, self.journal = self.path / "metrics.jsonl", self.path / "topology.jsonl"
         self.export = Path(config.export.folder) if config.export.folder else self.path / "export"
 
@@ -107,6 +108,20 @@ class RunFolder:
             setting="data.folder",
             value=self.config.data.folder,
         )
+
+    def take_over(self, owner: str) -> None:
+        """Make a worker group the one whose checkpoints count; one of before, that may still live, writes no more."""
+        with self._writing():
+            write_json(self.owner, {"owner": owner})
+
+    def check_owner(self, owner: str) -> None:
+        """Check that no other worker group has taken over.
+
+        Raises:
+            ProtocolError: one has.
+        """
+        if not self.owner.exists() or read_json(self.owner, "owner of the run")["owner"] != owner:
+            raise ProtocolError(f"Another job has taken over the run in {self.path}: this one writes no checkpoint.")
 
     def check(self) -> None:
         """Check that the folder holds a run of this configuration.

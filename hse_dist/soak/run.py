@@ -33,10 +33,10 @@ from hse_dist.testing import faults
 LIMIT_SECONDS = 240.0
 """For a run to begin, for a fault to happen, and to recover from it; after that the soak has failed."""
 LOOK_SECONDS = 0.2
-PAUSE_SECONDS = (0.5, 4.0)
+PAUSE_SECONDS = (0.2, 2.0)
 """Between a recovery and the next fault."""
 DELAY_SECONDS, STOP_SECONDS = 6.0, 5.0
-SECONDS_TO_END = 20.0
+SECONDS_TO_END = 8.0
 log = logging.getLogger(__name__)
 
 
@@ -185,8 +185,8 @@ class _Round:
         while True:
             with _Driver(self.settings, self.config) as driver:
                 code = self._drive(driver, kinds, step)
-            step = self.step()
             self.record.left_over += driver.sweep()
+            step = self.step()  # workers may have trained on for a moment after their driver had gone
             if code == 0:
                 self._recovered()
                 return
@@ -213,7 +213,7 @@ class _Round:
                 break
             step = self.step()
             if not self._inject(driver, kind, draw):
-                break
+                continue  # the driver had ended before
             self.record.faults[kind.name] += 1
             if kind.ends:
                 driver.wait_for_end(LIMIT_SECONDS)
@@ -284,15 +284,24 @@ class _Round:
         with faults.spoiled(prepared.folder / draw.choice(paths), fault):
             driver.wait_for_end(LIMIT_SECONDS)
 
+    def _find(self, driver: _Driver, target: str) -> list[faults.Process]:
+        """Processes of a kind; a server may just be starting again. None where the driver has ended."""
+        if target == "driver":
+            return [faults.Process(driver.pid, "driver")]
+        end = time.monotonic() + LIMIT_SECONDS
+        while driver.look() and time.monotonic() < end:
+            found = faults.workers(driver.pid) if target == "worker" else faults.servers(driver.pid)
+            if found:
+                return found
+            time.sleep(LOOK_SECONDS)
+        return []
+
     def _signal(self, driver: _Driver, name: str, draw: random.Random) -> bool:
         action, _, target = name.partition("_")
-        if target == "driver":
-            found = [faults.Process(driver.pid, "driver")]
-        else:
-            found = faults.workers(driver.pid) if target == "worker" else faults.servers(driver.pid)
+        found = self._find(driver, target)
         if not found:
             self.lost_since = None
-            return driver.look()
+            return False
         chosen = draw.choice(sorted(found, key=lambda one: one.pid))
         if action == "terminate":
             faults.terminate(chosen.pid)

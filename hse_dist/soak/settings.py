@@ -33,7 +33,7 @@ budget.ceiling = 32
 schedule.interval = 10
 grow.window = 3
 [train]
-epochs = 40
+epochs = 28
 batch_size = 32
 negatives = 200
 learning_rate = 0.3
@@ -43,7 +43,7 @@ checkpoint_every = 20
 evaluate_every = 4
 [cluster]
 workers = 2
-timeout_seconds = 15
+timeout_seconds = 12
 warn_seconds = 3
 grace_seconds = 30
 max_failures = 1000

@@ -7,6 +7,7 @@ and stored as step 0, so that training never ends below its start.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -82,6 +83,8 @@ class Loop:
     best: Best = field(init=False)
     saved: int | None = None
     """The step of this process's last checkpoint."""
+    owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Name of this process's part in the run; that of rank 0 is in the run folder."""
     preempted: bool = False
     """Whether the run ended early because a rank was asked to stop."""
     totals: Totals = field(default_factory=Totals)
@@ -104,6 +107,8 @@ class Loop:
         if resumed is not None:
             self._resume(resumed)
         first = self.ranks.rank == 0
+        if first:
+            self.folder.take_over(self.owner)
         if resumed is not None and first:  # a kill may have come between the checkpoint and its journal
             _write_journal(self.folder, self.trainer.journal(resumed.facts["server"]["journal"]))
         # what a run wrote that did not come to its first checkpoint belongs to no run
@@ -202,6 +207,8 @@ class Loop:
 
     def _commit(self, metrics: MetricsLog) -> None:
         """A checkpoint of everything up to this step."""
+        if self.ranks.rank == 0:
+            self.folder.check_owner(self.owner)
         metrics.sync()
         self._save()
         self.metric, self.saved = None, self.step

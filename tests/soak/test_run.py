@@ -10,7 +10,7 @@ from hse_dist.soak.run import soak
 from hse_dist.soak.schedule import KINDS
 from hse_dist.soak.settings import SETTINGS
 
-SHORT = SETTINGS.replace("epochs = 40", "epochs = 12").replace("users = 4000", "users = 2000")
+SHORT = SETTINGS.replace("epochs = 28", "epochs = 12").replace("users = 4000", "users = 2000")
 
 
 @pytest.mark.slow

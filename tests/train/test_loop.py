@@ -12,7 +12,7 @@ import pytest
 from hse_dist.config import Config
 from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import Prepared
-from hse_dist.errors import NumericError, RunFolderError
+from hse_dist.errors import NumericError, ProtocolError, RunFolderError
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.schedule import live_counts
@@ -371,3 +371,26 @@ def test_a_crash_before_the_first_checkpoint_leaves_no_double_lines(tmp_path, da
     train(config)
     (line,) = metrics_of(config)
     assert line["step"] == 0 and line["ndcg@100"] > 0
+
+
+def test_workers_whose_run_another_job_has_taken_over_write_no_checkpoint(tmp_path, data, monkeypatch):
+    config, step = small_config(tmp_path / "run", data, train__checkpoint_every=4), Trainer.step
+
+    def overtaken(self: Trainer, batch: Any, number: int, *following: Any) -> Any:
+        if number == 7:
+            RunFolder(config).take_over("another job")
+        return step(self, batch, number, *following)
+
+    monkeypatch.setattr(Trainer, "step", overtaken)
+    with pytest.raises(ProtocolError, match="Another job has taken over the run"):
+        train(config)
+    assert store_of(config).latest().step == 4
+
+
+def test_a_kill_between_a_checkpoint_and_its_journal_loses_no_line_of_it(tmp_path, data):
+    config = small_config(tmp_path / "run", data, train__epochs=1)
+    train(config)
+    journal, path = journal_of(config), RunFolder(config).journal
+    path.write_text(path.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    train(config)
+    assert journal_of(config) == journal and len(journal) > 1
