@@ -76,6 +76,7 @@ class ServerActor:
         self._done: dict[int, asyncio.Event] = {}
         self._beats: dict[int, tuple[float, int]] = {}
         self._silent: set[int] = set()
+        self._quiet_until = 0.0
 
     def _go_on(self, found: Snapshot) -> None:
         self._join(found.attempt, found.ranks, found.sequence)
@@ -150,7 +151,7 @@ class ServerActor:
                 self._answer(sequence, [messages[r] for r in range(self._ranks)])
         if sequence in self._replies:
             done.set()
-        await self._wait(rank, done, messages, limit)
+        await self._wait(done, messages, limit)
         reply = self._replies[sequence][rank]
         if isinstance(reply, HseError):
             raise reply
@@ -168,7 +169,7 @@ class ServerActor:
         for kept in (self._messages, self._replies, self._done):
             kept.pop(sequence - 2, None)  # every rank has its reply to a sequence before it sends the next
 
-    async def _wait(self, rank: int, done: asyncio.Event, messages: dict[int, Message], limit: float) -> None:
+    async def _wait(self, done: asyncio.Event, messages: dict[int, Message], limit: float) -> None:
         began = time.monotonic()
         while not done.is_set():
             left = began + limit - time.monotonic()
@@ -183,7 +184,8 @@ class ServerActor:
                 await asyncio.wait_for(done.wait(), min(left, self.warn_seconds))
             except TimeoutError:
                 waited = time.monotonic() - began
-                if waited < limit and rank == next(iter(messages)):  # one of those that wait says it for all
+                if waited < limit and time.monotonic() >= self._quiet_until:  # one of those that wait says it for all
+                    self._quiet_until = time.monotonic() + 0.9 * self.warn_seconds
                     log.warning("The SparsityServer has waited %.0f s for rank(s) %s", waited, missing)
 
     @ray.method(max_task_retries=-1)
@@ -195,6 +197,11 @@ class ServerActor:
             if self._watching is None:
                 self._watching = asyncio.create_task(self._watch())
         return self.stop
+
+    async def leave(self, attempt: str, rank: int) -> None:
+        """A rank has done its work, and will say no more."""
+        if attempt == self._attempt:
+            self._beats.pop(rank, None)
 
     async def _watch(self) -> None:
         """Name ranks that have stopped to say that they live; they may be stopped, or cut off, or without memory."""

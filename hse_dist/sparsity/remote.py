@@ -193,5 +193,7 @@ class Pulse:
                     preemption.ask()
 
     def end(self) -> None:
-        """Be silent."""
+        """Be silent, and say so."""
         self._over.set()
+        with suppress(ray.exceptions.RayError):
+            self._transport.actor.leave.remote(self._transport.attempt, self._transport.rank)

@@ -281,6 +281,8 @@ def test_who_is_slow_or_silent_is_named_in_the_log_before_the_limit(tmp_path, ca
             await actor.beat("first", 0, 8)
         with pytest.raises(MissingRanksError, match=r"rank\(s\) 0, 2\."):
             await actor.ask("first", 1, 1, Open(1, 1, 0, 10, 5), 0.5)
+        await actor.leave("first", 2)
+        assert sorted(actor._beats) == [0, 1]
         await actor.ask_to_stop()
         assert await actor.beat("first", 0, 8)
         actor._watching.cancel()
