@@ -74,7 +74,7 @@ class Rank:
         wire = meter.since(sent)
         store = CheckpointStore(Path(folder), 1)
         path = store.save(table.state_dict(), {}, {"step": 1}, self.ranks, layout_state(table))
-        found["checkpoint"] = sum(file.stat().st_size for file in path.iterdir())
+        found["checkpoint"] = sum(file.stat().st_size for file in Path(path).iterdir())
         del trainer, table, transport
         self._settle()
         found["distinct"] = float(np.mean(candidates))
