@@ -215,6 +215,7 @@ class _Round:
             if not self._inject(driver, kind, draw):
                 continue  # the driver had ended before
             self.record.faults[kind.name] += 1
+            step = max(step, self.step())
             if kind.ends:
                 driver.wait_for_end(LIMIT_SECONDS)
                 if driver.code not in (*kind.ends, 0):
