@@ -11,7 +11,7 @@ DEMO := runs/demo
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml deploy/constraints.txt deploy/install.sh
+$(STAMP): pyproject.toml deploy/constraints.txt deploy/install.sh $(wildcard hse_dist/native/*.cpp hse_dist/native/*.h)
 	PYTHON="$(PYTHON)" DEVICE="$(DEVICE)" TORCH_INDEX="$(TORCH_INDEX)" VENV=.venv deploy/install.sh
 	@rm -f .venv/installed-*
 	@touch $@
@@ -31,7 +31,7 @@ test: doctor
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-check: doctor
+check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,7 +1,8 @@
 """SIGTERM: the machine is wanted for something else, and a run has a moment to write down where it is.
 
 In: the signal, to the process that drives a run or to one that works for it. Out: `asked()`, which a training loop
-looks at after each step, and an end with exit code 143 when the grace time is over, whatever the run is doing by then.
+looks at after each step, and an end of the driver with exit code 143 when the grace time is over, whatever the run is
+doing by then.
 Outside of `stoppable` a driver has nothing to write down and ends at once.
 """
 

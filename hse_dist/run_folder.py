@@ -6,8 +6,9 @@ change the result (cluster, blocks, exports) may differ between commands on one 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +22,9 @@ FREE = (
     "evaluate.users",
     "evaluate.items",
     "export.",
-    "checkpoint.",
+    "checkpoint.keep",
+    "checkpoint.asynchronous",
+    "checkpoint.schemes",
     "run.folder",
     "run.resume",
     "train.log_every",
@@ -61,10 +64,30 @@ class RunFolder:
     @property
     def started(self) -> bool:
         """Whether there is a run with a checkpoint, whole or damaged; without one the folder belongs to nobody."""
-        if self.config.checkpoint.folder is not None:  # written once the first one is committed
-            return self.settings.exists() and self.journal.exists()
         there = (path for pattern in ("step-*", "damaged-*") for path in self.checkpoints.glob(pattern))
-        return self.settings.exists() and any(there)
+        # the journal is written once the first one is committed, wherever that lies
+        return self.settings.exists() and (self.journal.exists() or any(there))
+
+    @property
+    def identity(self) -> str:
+        """Of the settings that the run was made with, as hexadecimal digits; its checkpoints carry it."""
+        there = flat(read_json(self.settings, "run's configuration"))
+        kept = {key: value for key, value in there.items() if not key.startswith(FREE)}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+    def check_checkpoint(self, facts: Mapping[str, Any], address: str) -> None:
+        """Check that a checkpoint, which may lie anywhere, is one of this run; those of old do not say.
+
+        Raises:
+            RunFolderError: it is another run's.
+        """
+        if facts.get("run", self.identity) != self.identity:
+            raise RunFolderError(
+                f"The checkpoint {address} is one of a run with other settings than that in {self.path}.",
+                cause="Every run needs a place of its own for its checkpoints.",
+                setting="checkpoint.folder",
+                value=self.config.checkpoint.folder,
+            )
 
     def claim(self) -> None:
         """Make the folder, or check that it belongs to this configuration.
@@ -171,3 +194,18 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{key}"] = value
     return found
+
+
+def stored_config(run: str | Path) -> Config:
+    """The configuration of a run, wherever its folder is now, for one process.
+
+    Raises:
+        RunFolderError: there is no run in this folder.
+    """
+    path = Path(run) / "config.json"
+    if not path.exists():
+        raise RunFolderError(f"There is no run in {run}.", cause="It has no config.json.")
+    raw = read_json(path, "run's configuration")
+    parsed = parse_config(raw, str(path)).model_dump(mode="json")
+    parsed["run"]["folder"], parsed["cluster"]["workers"] = str(run), 0
+    return parse_config(parsed, str(path))

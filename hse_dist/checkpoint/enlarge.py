@@ -48,8 +48,10 @@ def append_rows(table: PackedTable, new: NewRows, dims: int | None = None) -> Pa
         dims: D of the new table, at least that of the old one; None: the same.
 
     Raises:
-        ConfigError: D would fall, or an entry lies beyond it.
+        ConfigError: D would fall, an entry lies beyond it, or live entries are blocks.
     """
+    if table.block > 1:
+        raise ConfigError("A table of blocks cannot get more rows.", setting="sparsity.structure.kind", value="block")
     dims = table.dims if dims is None else dims
     if dims < table.dims or (len(new.columns) and int(new.columns.max()) >= dims):
         raise ConfigError(f"A table of {table.dims} columns cannot get rows for {dims} columns.")

@@ -111,12 +111,12 @@ def _migrated(place: Place, name: str) -> Manifest:
     """The manifest of a checkpoint that has none, because it is older than manifests."""
     try:
         with place.read(f"{name}/{FACTS}") as file:
-            old = is_of_format_3(json.loads(file.read()))
+            facts = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
-        old = False
-    if not (old and isinstance(place, LocalPlace)):
+        facts = None
+    if not (is_of_format_3(facts) and isinstance(place, LocalPlace)):
         raise Damaged(f"the file {MANIFEST} is missing")
-    return from_format_3(place, name)
+    return from_format_3(place, name, int(facts["step"]))
 
 
 def open_first(place: Place, ranks: Gathers, order: Order) -> Checkpoint | None:

@@ -7,13 +7,11 @@ this one adds a function here, and a stored checkpoint to the tests.
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
-from hse_dist.checkpoint.manifest import MANIFEST, Damaged, Manifest, content_of
+from hse_dist.checkpoint.manifest import MANIFEST, Manifest, content_of
 from hse_dist.checkpoint.place import LocalPlace
-from hse_dist.checkpoint.saving import FACTS
 from hse_dist.checkpoint.streams import Files
 
 log = logging.getLogger(__name__)
@@ -26,23 +24,19 @@ def is_of_format_3(facts: Any) -> bool:
     return isinstance(facts, dict) and facts.get("format") == WITHOUT_MANIFEST
 
 
-def from_format_3(place: LocalPlace, name: str) -> Manifest:
+def from_format_3(place: LocalPlace, name: str, step: int) -> Manifest:
     """Write the manifest of a checkpoint of format 3. What its files hold is taken as right: they had no checksums.
 
     Raises:
-        Damaged: it is not of this format.
         OSError: it cannot be read.
     """
-    folder = place.folder / name
-    facts = json.loads((folder / FACTS).read_bytes())
-    if not is_of_format_3(facts):
-        raise Damaged(f"{FACTS} is not that of format 3")
+    folder, temporary = place.folder / name, f".{MANIFEST}.tmp"
     contents = {}
     for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            contents[path.name] = content_of(file)
-    manifest = Manifest(int(facts["step"]), contents)
-    files, temporary = Files(place, name), f".{MANIFEST}.tmp"
+        if path.name != temporary:  # what a kill left of an earlier try
+            with path.open("rb") as file:
+                contents[path.name] = content_of(file)
+    manifest, files = Manifest(step, contents), Files(place, name)
     try:
         files.write(temporary, manifest.dump())
         files.rename(temporary, MANIFEST)

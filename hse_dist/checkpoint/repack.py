@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,8 @@ from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.cluster import run_workers
 from hse_dist.config import Config, parse_config
 from hse_dist.errors import ConfigError, RunFolderError
-from hse_dist.files import read_json
 from hse_dist.ranks import Ranks
-from hse_dist.run_folder import RunFolder
+from hse_dist.run_folder import RunFolder, stored_config
 from hse_dist.sparsity.selection import Query, RadixSelection, Selection, histogram
 from hse_dist.sparsity.slot_keys import Block, SlotKeys, count_live
 from hse_dist.sparsity.slots import free, rescale_to_unit
@@ -43,25 +41,14 @@ def repack(run: str, live: int, to: str | None = None) -> dict[str, Any]:
             row, or `to` is taken.
     """
     began = time.perf_counter()
-    config = _stored(run)
+    config = stored_config(run)
+    if config.tables.item.kind == "dense":
+        raise ConfigError("A dense table has no live entries to cut.", setting="tables.item.kind", value="dense")
     target = _smaller(config, live, to or f"{run.rstrip('/')}-live{live}")
     if RunFolder(target).path.exists():
         raise RunFolderError(f"{target.run.folder} is there already.", cause="Choose another folder with --to.")
     answer = run_workers(repack_worker, {"config": config, "target": target}, config, "repack")
     return {**answer, "seconds": time.perf_counter() - began}
-
-
-def _stored(run: str) -> Config:
-    """The configuration of a run, wherever its folder is now; one process."""
-    path = Path(run) / "config.json"
-    if not path.exists():
-        raise RunFolderError(f"There is no run in {run}.", cause="It has no config.json.")
-    raw = read_json(path, "run's configuration")
-    config = parse_config(raw, str(path))
-    if config.tables.item.kind == "dense":
-        raise ConfigError("A dense table has no live entries to cut.", setting="tables.item.kind", value="dense")
-    raw["run"]["folder"], raw["cluster"]["workers"] = run, 0
-    return parse_config(raw, str(path))
 
 
 def _smaller(config: Config, live: int, to: str) -> Config:
@@ -99,6 +86,7 @@ def repack_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
         for one in store.load_own(best, ranks)
     ]
     folder.claim()
+    facts["run"] = folder.identity
     shutil.copy(source.data, folder.data)
     shutil.copytree(source.start, folder.start)
     written = CheckpointStore(folder.checkpoints, target.checkpoint.keep)
@@ -130,13 +118,13 @@ def cut_globally(table: PackedTable, live: int, *, unit: bool, slack: float) -> 
     """A table of the `live` strongest entries, at least one a row; a collective call. The old one is changed, too.
 
     Args:
-        live: no more than there are, and no fewer than rows.
+        live: no more than there are, and one (a block) a row at least; of blocks as many whole ones as that has.
         unit: rows get length 1 again. slack: free slots, as a share.
     """
     owned, ranks = table.owned(), table.ranks
     keys = SlotKeys(owned, table.gains(owned.first, owned.last))
     keys.narrow(_protect)
-    drop = sum(ranks.gather(count_live(owned))) - live
+    drop = sum(ranks.gather(count_live(owned))) - live // table.block
     keys.take(_weakest(keys, ranks, owned.first, drop), largest=False)
     for _, block in keys.blocks():
         free(block.rows, block.keys, np.zeros_like(block.keys))

@@ -36,10 +36,13 @@ def own_name(rank: int) -> str:
     return f"rank-{rank:05d}.npz"
 
 
-def write(place: Place, snapshot: Snapshot, group: Group, after: Callable[[], None]) -> None:
+def write(
+    place: Place, snapshot: Snapshot, group: Group, before: Callable[[], None], after: Callable[[], None]
+) -> None:
     """Write a checkpoint and commit it; a collective call of `group`.
 
     Args:
+        before: what rank 0 does right before it is committed; it is not if this raises.
         after: what rank 0 does once it is committed.
 
     Raises:
@@ -55,6 +58,7 @@ def write(place: Place, snapshot: Snapshot, group: Group, after: Callable[[], No
         _write_shards(files, snapshot.state, group, what)
         together(group, what, lambda: _write_shared(files, snapshot) if first else None)
         parts = together(group, what, lambda: files.written)
+        together(group, what, before if first else lambda: None)
         together(group, what, lambda: _commit(place, files, name, snapshot.step, parts) if first else None)
     except (HseError, KeyboardInterrupt):
         if first:

@@ -118,6 +118,7 @@ class CheckpointStore:
         facts: dict[str, Any],
         ranks: Ranks,
         shared: Arrays | None = None,
+        allowed: Callable[[], None] = nothing,
         then: Callable[[], None] = nothing,
     ) -> str:
         """Write a checkpoint, or begin to; a collective call, which waits for the one before.
@@ -127,6 +128,7 @@ class CheckpointStore:
             own: this rank's arrays, which no other rank has; several where it speaks for former ranks, too.
             facts: JSON; `step` names the folder, `metric` decides what is best.
             shared: arrays that are the same on all ranks.
+            allowed: what rank 0 does right before it is committed; perhaps in a thread. Raises where it must not be.
             then: what rank 0 does once it is committed; perhaps in a thread.
 
         Returns:
@@ -146,15 +148,17 @@ class CheckpointStore:
             then()
 
         if self.asynchronous:
-            self._thread = threading.Thread(target=self._write, args=(snapshot, group, after), name="checkpoint")
+            self._thread = threading.Thread(
+                target=self._write, args=(snapshot, group, allowed, after), name="checkpoint"
+            )
             self._thread.start()
         else:
-            write(self.place, snapshot, group, after)
+            write(self.place, snapshot, group, allowed, after)
         return self.place.address(folder_name(snapshot.step))
 
-    def _write(self, snapshot: Snapshot, group: Group, after: Callable[[], None]) -> None:
+    def _write(self, snapshot: Snapshot, group: Group, allowed: Callable[[], None], after: Callable[[], None]) -> None:
         try:
-            write(self.place, snapshot, group, after)
+            write(self.place, snapshot, group, allowed, after)
         except BaseException as error:
             self._failure = error
 

@@ -42,6 +42,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("evaluate --bytes needs --baseline")
     if words.job == "plan" and words.gradient_slots and words.gradient_slots > words.chunk_width:
         parser.error("plan --gradient-slots is more than --chunk-width")
+    if words.job == "plan" and words.live > words.dims:
+        parser.error("plan --live is more than --dims")
+    if words.job == "plan" and words.window > words.interval:
+        parser.error("plan --window is more than --interval")
     if words.job == "recommend" and words.histories and not words.output:
         parser.error("recommend --histories needs --output")
     return words

@@ -1,9 +1,10 @@
 """Histories that may vanish, be cut off or change while a run reads them.
 
 In: row groups of a prepared folder's files, asked for one by one. Out: their histories, if the file is the one that
-`prepare` wrote: its checksum is compared with the manifest's when it is first read, and again when its place on the
+`prepare` wrote: its checksum is compared with the manifest's before it is first read, and again when its place on the
 disk, size or time of change differ. By `data.on_bad_file` a file that is not ends the run, or its users have empty
-histories from then on: the order of the others, and the number of steps, stay as they were on all ranks.
+histories until the workers start again: the order of the others, and the number of steps, stay as they were on all
+ranks.
 """
 
 from __future__ import annotations
@@ -30,15 +31,13 @@ class CheckedFiles:
 
     Attributes:
         bad: what is wrong with which file, of those that are left out.
-        users_left_out: how many users this rank would have read from them, in all epochs since it began.
     """
 
     def __init__(self, prepared: Prepared, on_bad_file: str) -> None:
         self._folder, self._policy = prepared.folder, on_bad_file
         self._sums = {file["path"]: file["sha256"] for file in prepared.manifest["files"]["train"]}
-        self._open: dict[str, tuple[Signature | None, pq.ParquetFile]] = {}
+        self._open: dict[str, tuple[Signature, pq.ParquetFile]] = {}
         self.bad: dict[str, str] = {}
-        self.users_left_out = 0
 
     def read(self, path: str, group: int, users: int) -> HistoryBlock:
         """The histories of a row group of `users` users, empty ones where the file is left out.
@@ -55,19 +54,18 @@ class CheckedFiles:
                 self.bad[path] = error.what
                 self._open.pop(path, None)
                 log.warning("%s Its users are left out from now on.", error.what)
-        self.users_left_out += users
         return HistoryBlock(np.zeros(users + 1, np.int64), np.zeros(0, np.int64))
 
     def _read(self, path: str, group: int, users: int) -> HistoryBlock:
         file = self._folder / path
         with reading(file):
-            known, parquet = self._open[path] if path in self._open else (None, pq.ParquetFile(file))
-            table = parquet.read_row_group(group, columns=["rows"], use_threads=False)
-            # after reading: what is unchanged now was so when it was read
-            now = _signature(file)
-            if now != known:
-                self._check(file, self._sums[path])
-                self._open[path] = (now, parquet if known is None else pq.ParquetFile(file))
+            now = None
+            while now is None or now != _signature(file):  # else it was all the time what it was found to be
+                known, now = self._open.get(path), _signature(file)
+                if known is None or known[0] != now:
+                    self._check(file, self._sums[path])
+                    known = self._open[path] = (now, pq.ParquetFile(file))
+                table = known[1].read_row_group(group, columns=["rows"], use_threads=False)
         if table.num_rows != users:
             raise DataError(f"{path} has {table.num_rows} users in row group {group}, the manifest says {users}.")
         return to_block(table.combine_chunks().to_batches()[0])

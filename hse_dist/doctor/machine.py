@@ -48,7 +48,14 @@ def judge_skew(offsets: Mapping[str, tuple[float, float]]) -> Finding:
 def nearest_folder(path: Path) -> Path:
     """The path itself, or the nearest folder above it that is there."""
     path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
+    return next(folder for folder in (path, *path.parents) if _exists(folder))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # it lies in a folder that one may not enter
+        return False
 
 
 def check_folder(path: str | Path) -> Finding:
@@ -69,9 +76,9 @@ def examine_machine(folders: list[str]) -> list[Finding]:
     """The folders, the disks that they are on, and memory."""
     found = [check_folder(folder) for folder in folders]
     free = {shutil.disk_usage(place).free: place for place in map(nearest_folder, map(Path, folders)) if place.is_dir()}
-    least = min(free)
     mend = "Free some, or choose folders elsewhere (run.folder, data.folder; Ray's are under RAY_TMPDIR)."
-    found.append(judge_room("disk", f" at {free[least]}", least, DISK, mend))
+    if free:  # else no folder can be made, as it says above
+        found.append(judge_room("disk", f" at {free[min(free)]}", min(free), DISK, mend))
     mend = "Use fewer workers on this machine, or end other processes."
     found.append(judge_room("memory", "", available_memory(), MEMORY, mend))
     shared = Path("/dev/shm")

@@ -23,10 +23,14 @@ if TYPE_CHECKING:  # an export answers without torch
 
 log = logging.getLogger(__name__)
 
+VERSION = 0x10D1F995
+"""Of the kernels' signatures. A library that was built from other ones would take arguments for what they are not, and
+answer with garbage; a test computes the number from the sources."""
+
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they were not built, cannot be loaded or are not wanted."""
+    """The compiled kernels; None where they were not built, cannot be loaded, are of other sources, or not wanted."""
     if os.environ.get("HSE_NATIVE", "1") == "0":
         return None
     found = sorted(Path(__file__).parent.glob("_kernels*.so"))
@@ -34,10 +38,23 @@ def library() -> ctypes.CDLL | None:
         log.warning("The compiled kernels were not built (no C++ compiler at installation?): all takes longer.")
         return None
     try:
-        return ctypes.CDLL(str(found[0]))
+        loaded = ctypes.CDLL(str(found[0]))
     except OSError as error:
         log.warning("The compiled kernels cannot be loaded (%s): all takes longer.", error)
         return None
+    if _version(loaded) != VERSION:
+        log.warning("The compiled kernels were built from other sources: all takes longer. Build anew: make install.")
+        return None
+    return loaded
+
+
+def _version(loaded: ctypes.CDLL) -> int | None:
+    try:
+        version = loaded.hse_version
+    except AttributeError:  # older than versions
+        return None
+    version.restype = ctypes.c_int64
+    return int(version())
 
 
 def call(name: str, *arguments: Tensor | np.ndarray | int | float | None) -> int:

@@ -8,6 +8,9 @@
 
 extern "C" {
 
+// What `library.py` expects of a library: it follows from the signatures of all kernels, as a test computes it.
+int64_t hse_version() { return 0x10d1f995; }
+
 // Live entries in the order of their slots, and where each chunk's begin: `ends` [n + 1]. `out` and `out_columns` have
 // room for n · w. Returns E.
 FOR_EACH_CPU int64_t hse_live_entries(int64_t n, int64_t w, int64_t dims, const float* columns, const float* values,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from hse_dist.plan.shape import Shape
-from hse_dist.plan.sizes import RESERVE, checkpoint_bytes, checkpoint_seconds, parts, smallest_workers, total
+from hse_dist.plan.sizes import RESERVE, Part, checkpoint_bytes, checkpoint_seconds, parts, smallest_workers, total
 from hse_dist.plan.units import as_bytes
-from hse_dist.plan.wire import seconds, wire_bytes
+from hse_dist.plan.wire import Figure, seconds, wire_bytes
 from hse_dist.screen import show_texts
 
 DAY = 86_400.0
@@ -46,19 +46,21 @@ def plan(shape: Shape, interactions_a_day: int | None = None) -> dict[str, Any]:
     if interactions_a_day is not None:
         steps = interactions_a_day / shape.history / (shape.users * shape.workers)
         result |= {"steps_per_day": steps, "hours_per_day_of_data": steps * step / 3600, "keeps_up": steps * step < DAY}
-    _show(shape, result)
+    _show(shape, result, found, sent, time)
     return result
 
 
-def _show(shape: Shape, result: dict[str, Any]) -> None:
-    rows = [(part.name, HELD[part.when], as_bytes(part.bytes), part.formula) for part in parts(shape)]
+def _show(
+    shape: Shape, result: dict[str, Any], found: list[Part], sent: dict[str, Figure], time: dict[str, Figure]
+) -> None:
+    rows = [(part.name, HELD[part.when], as_bytes(part.bytes), part.formula) for part in found]
     what = f"{shape.items:.4g} rows, {shape.live} of {shape.dims} columns"
     title = f"A worker of {shape.workers} ({shape.device}): {what}"
     show_texts(title, ("bytes", "held", "", "formula"), rows)
-    sent = [(kind, as_bytes(figure.value), figure.formula) for kind, figure in wire_bytes(shape).items()]
-    show_texts("Sent in a step by all workers together", ("kind", "bytes", "formula"), sent)
-    time = [(name, f"{1e3 * figure.value:.3g} ms", figure.formula) for name, figure in seconds(shape).items()]
-    show_texts("A step", ("part", "time", "formula"), time)
+    kinds = [(kind, as_bytes(figure.value), figure.formula) for kind, figure in sent.items()]
+    show_texts("Sent in a step by all workers together", ("kind", "bytes", "formula"), kinds)
+    steps = [(name, f"{1e3 * figure.value:.3g} ms", figure.formula) for name, figure in time.items()]
+    show_texts("A step", ("part", "time", "formula"), steps)
     show_texts("In short", ("", ""), list(_words(shape, result)))
 
 
@@ -72,7 +74,7 @@ def _words(shape: Shape, result: dict[str, Any]) -> list[tuple[str, str]]:
         ("wire", f"{as_bytes(result['wire_bytes_per_step'])} a step, {result['busiest_share']:.0%} of it for worker 0"),
         (
             "checkpoint",
-            f"{as_bytes(result['checkpoint_bytes'])}, {result['checkpoint_seconds']:.3g} s at "
+            f"{as_bytes(result['checkpoint_bytes'])} (tables), {result['checkpoint_seconds']:.3g} s at "
             f"{as_bytes(shape.disk)}/s a worker",
         ),
     ]

@@ -155,7 +155,8 @@ def smallest_workers(shape: Shape, most: int = 2**20) -> int | None:
 
 
 def checkpoint_bytes(shape: Shape) -> int:
-    """Of one checkpoint, of all workers: the table but for offsets, which are four bytes a row there, once."""
+    """Of one checkpoint, of all workers: the table but for offsets, which are four bytes a row there, once; and but for
+    what ranks keep for themselves (residuals, growth scores inside a window)."""
     stored = sum(part.bytes for part in table_parts(shape) if part.name not in ("offsets", "residuals"))
     return stored * shape.workers + 4 * shape.items
 

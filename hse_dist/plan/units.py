@@ -7,6 +7,7 @@ powers of 1000, Ki, Mi, Gi, Ti of 1024.
 from __future__ import annotations
 
 import re
+from math import inf
 
 POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _NUMBER = r"(\d+(?:\.\d+)?(?:e\+?\d+)?)"
@@ -18,9 +19,10 @@ def count(text: str) -> int:
     Raises:
         ValueError: it is none.
     """
-    if not re.fullmatch(_NUMBER, text) or float(text) != int(float(text)) or float(text) < 1:
+    number = float(text) if re.fullmatch(_NUMBER, text) else 0.0
+    if not (1 <= number < inf) or number != int(number):
         raise ValueError(f"{text!r} is not a positive whole number such as 1e9")
-    return int(float(text)) if not text.isdecimal() else int(text)
+    return int(text) if text.isdecimal() else int(number)
 
 
 def size(text: str) -> int:
@@ -51,14 +53,10 @@ def _read(text: str, end: str, what: str) -> float:
 
 def as_bytes(number: float) -> str:
     """A size for people: 1.23 GB."""
-    for name in ("B", "kB", "MB", "GB", "TB"):
-        if abs(number) < 1000 or name == "TB":
-            return (
-                f"{number:.0f} B"
-                if name == "B"
-                else f"{number:.3g} {name}"
-                if number < 1000
-                else f"{number:,.0f} {name}"
-            )
+    if abs(number) < 1000:
+        return f"{number:.0f} B"
+    for name in ("kB", "MB", "GB"):
         number /= 1000
-    raise AssertionError
+        if abs(number) < 1000:
+            return f"{number:.3g} {name}"
+    return f"{number / 1000:.3g} TB" if number < 1e6 else f"{number / 1000:,.0f} TB"

@@ -100,6 +100,7 @@ def _soak(minutes: float, folder: Path, kinds: Kinds) -> dict[str, Any]:
         "left_over": record.left_over,
         "clean_seconds": round(clean_seconds, 1),
         "minutes": round((time.monotonic() - began) / 60, 1),
+        "exit_code": int(bool(record.unequal)),
     }
 
 
@@ -178,6 +179,7 @@ class _Round:
         self.run_folder = RunFolder(config)
         self.plan = self.run_folder.path / "faults"
         self.lost_since: float | None = None
+        self.last: FaultKind | None = None
 
     def run(self, kinds: Kinds) -> None:
         """Start the driver again and again until the run is complete."""
@@ -215,18 +217,20 @@ class _Round:
             if not self._inject(driver, kind, draw):
                 continue  # the driver had ended before
             self.record.faults[kind.name] += 1
+            self.last = kind
             step = max(step, self.step())
             if kind.ends:
                 driver.wait_for_end(LIMIT_SECONDS)
-                if driver.code not in (*kind.ends, 0):
-                    raise TrainingError(f"After {kind.name} came exit code {driver.code}; see {driver.log}.")
         assert driver.code is not None
         return self._explained(driver)
 
     def _explained(self, driver: _Driver) -> int:
-        if driver.code != 0 and self.lost_since is None:
-            raise TrainingError(f"The driver ended with exit code {driver.code} by itself; see {driver.log}.")
+        """Its exit code, which must be one that the last fault may lead to."""
+        expected = (0, *self.last.ends) if self.last is not None and self.lost_since is not None else (0,)
         assert driver.code is not None
+        if driver.code not in expected:
+            cause = "by itself" if self.last is None else f"after {self.last.name}"
+            raise TrainingError(f"The driver ended with exit code {driver.code} {cause}; see {driver.log}.")
         return driver.code
 
     def _pause(self, driver: _Driver, seconds: float) -> None:

@@ -70,7 +70,7 @@ class ServerActor:
             self._go_on(found)
 
     def _join(self, attempt: str | None, ranks: int, since: int = 0) -> None:
-        self._attempt, self._ranks, self._since, self._last = attempt, ranks, since, since
+        self._attempt, self._ranks, self._since, self._last, self._final = attempt, ranks, since, since, since
         self._messages: dict[int, dict[int, Message]] = {}
         self._replies: dict[int, list[Any]] = {}
         self._done: dict[int, asyncio.Event] = {}
@@ -164,6 +164,7 @@ class ServerActor:
         except HseError as error:
             replies = [error] * len(messages)
         if self.server.version != version:
+            self._final = sequence
             self._write_down(sequence)
         self._replies[sequence], self._last = replies, sequence
         for kept in (self._messages, self._replies, self._done):
@@ -218,7 +219,7 @@ class ServerActor:
         """Let all ranks stop after a step, with a checkpoint."""
         if not self.stop:
             self.stop = True
-            self._write_down(self._last)
+            self._write_down(self._final)  # what was said after that ranks say again
 
     def _check(self, attempt: str, who: str) -> None:
         if self._attempt is None:

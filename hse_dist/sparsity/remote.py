@@ -195,5 +195,6 @@ class Pulse:
     def end(self) -> None:
         """Be silent, and say so."""
         self._over.set()
+        self._thread.join(BEAT_SECONDS)  # a sign of life after this would be taken for a new one
         with suppress(ray.exceptions.RayError):
             self._transport.actor.leave.remote(self._transport.attempt, self._transport.rank)

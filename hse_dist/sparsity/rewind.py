@@ -98,6 +98,6 @@ def _values_at(early: StartFolder, first: int, last: int, positions: Ints) -> np
     offsets, columns, values = early.entries(first, last)
     known = np.repeat(np.arange(last - first), np.diff(offsets)) * early.dims + columns
     if not len(known):
-        return np.zeros(len(positions), np.float32)
+        return np.zeros(positions.shape, np.float32)
     place = np.minimum(np.searchsorted(known, positions), len(known) - 1)
     return np.where(known[place] == positions, values[place], np.float32(0.0))

@@ -160,9 +160,7 @@ def _pack(block: OwnedRows | None, contents: Contents, layout: RowLayout, warm: 
     return torch.arange(base, base + count), [torch.from_numpy(values).view(count, width), numbers, *accumulators]
 
 
-def _means(
-    kept: np.ndarray, chunks: np.ndarray, rows: np.ndarray, of_chunk: np.ndarray, warm: float = 0.0
-) -> np.ndarray:
+def _means(kept: np.ndarray, chunks: np.ndarray, rows: np.ndarray, of_chunk: np.ndarray, warm: float) -> np.ndarray:
     """The mean of the entries' numbers in each chunk, of its row's where a chunk has none, `warm` where the row has
     none either; float32 [chunks].
 

@@ -289,12 +289,13 @@ class PackedTable(ShardedTable):
         columns = torch.from_numpy(rows.columns).view(-1, self.numbers).to(self.ranks.device, torch.int32)
         columns = padded(columns, stored_numbers(self.layout.width, self.block), self.free)
         accumulators = [shard for shard in self.accumulators("values") if shard.shape == self._local("values").shape]
-        before = self._local("columns").clone() if accumulators else self._local("columns")
+        before = self._local("columns")[:, : self.numbers].clone() if accumulators else None
         self._scatter_chunks(values, self._local("values"))
         self._scatter_chunks(columns, self._local("columns"))
-        for accumulator in accumulators:
-            changed = before[:, : self.numbers] != self._local("columns")[:, : self.numbers]
-            accumulator[changed.repeat_interleave(self.block, 1)] = self.warm_accumulator
+        if before is not None:
+            changed = (before != self._local("columns")[:, : self.numbers]).repeat_interleave(self.block, 1)
+            for accumulator in accumulators:
+                accumulator[changed] = self.warm_accumulator
 
     def end_loan(self) -> bool:
         """Take the shard back where `owned` lent it: what was changed stays; whether it was lent."""

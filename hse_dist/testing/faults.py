@@ -230,7 +230,9 @@ class Saboteur:
         def save(store: Any, *arguments: Any, **options: Any) -> Any:
             if self.due("disk_full"):
                 with disk_full():
-                    return original(store, *arguments, **options)
+                    saved = original(store, *arguments, **options)
+                    store.wait()  # the thread that writes, perhaps
+                    return saved
             return original(store, *arguments, **options)
 
         return save

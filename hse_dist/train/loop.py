@@ -93,6 +93,7 @@ class Loop:
     lately: Waiting = field(default_factory=Waiting)
     """Since the last training line."""
     unreported: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+    """Checkpoints that Ray Train has not been told of, as they may not be committed yet."""
 
     def __post_init__(self) -> None:
         self.best = Best(self.config.train.better_by)
@@ -140,16 +141,14 @@ class Loop:
         }
 
     def _bad_files(self, metrics: MetricsLog) -> list[str]:
-        """Files that were left out, each once in the metrics; and users with them. A collective call."""
+        """Files that were left out, each once in the metrics. A collective call."""
         if self.config.data.on_bad_file != "skip":
             return []
-        files = self.stream.files
         found: dict[str, str] = {}
-        users = 0
-        for bad, left_out in self.ranks.gather((files.bad, files.users_left_out)):
-            found, users = bad | found, users + left_out
+        for bad in self.ranks.gather(self.stream.files.bad):
+            found = bad | found
         for path in sorted(found.keys() - metrics.bad_files):
-            metrics.write("bad_file", self.step, {"path": path, "what": found[path], "users_left_out": users})
+            metrics.write("bad_file", self.step, {"path": path, "what": found[path]})
         metrics.bad_files |= found.keys()
         return sorted(metrics.bad_files)
 
@@ -207,8 +206,6 @@ class Loop:
 
     def _commit(self, metrics: MetricsLog) -> None:
         """A checkpoint of everything up to this step."""
-        if self.ranks.rank == 0:
-            self.folder.check_owner(self.owner)
         metrics.sync()
         self._save()
         self.metric, self.saved = None, self.step
@@ -251,6 +248,7 @@ class Loop:
     def _save(self) -> None:
         server = self.trainer.transport.state_dict()
         facts = {
+            "run": self.folder.identity,
             "step": self.step,
             "stream": self.stream.state_dict(),
             "server": server,
@@ -261,8 +259,9 @@ class Loop:
         own = {**self.trainer.own_state(), "totals": self.totals.row()}
         table = self.trainer.table
         shared = {**layout_state(table), "best_users": self.best.users}
+        allowed = partial(self.folder.check_owner, self.owner)
         written = partial(_write_journal, self.folder, self.trainer.journal(server["journal"]))
-        path = self.store.save(table.state_dict(), own, facts, self.ranks, shared, written)
+        path = self.store.save(table.state_dict(), own, facts, self.ranks, shared, allowed, written)
         self.unreported.append(({"step": self.step, "valid": self.metric}, path))
         self._report_saved()
 

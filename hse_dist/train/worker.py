@@ -41,6 +41,8 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
     store = CheckpointStore.of(config)
     resumed, ahead, state = store.open_latest(ranks), 0, arguments["server_state"]
+    if resumed is not None:
+        folder.check_checkpoint(resumed.facts, resumed.address)
     layout = store.load_shared(resumed) if resumed is not None else None
     table = make_table(config, prepared.items, start, ranks, layout)
     stream = HistoryStream(

@@ -131,27 +131,29 @@ def test_the_strongest_of_all_rows_stay(live):
             assert chunks == sum(-(-max(len(entries), 1) // 8) for entries, _ in rows)
 
 
-def test_repack_makes_a_run_that_evaluates_and_trains_on(tmp_path, capfd):
+@pytest.mark.parametrize(("structure", "live"), [({}, 3), ({"kind": "block", "block": 4}, 4)], ids=["single", "block"])
+def test_repack_makes_a_run_that_evaluates_and_trains_on(tmp_path, capfd, structure, live):
     def config_of(name: str, live: int) -> Config:
         item = {"dims": 48, "live": live, "chunk_width": 8}
         budget = {"ceiling": 24}
         more = {"train__epochs": 2, "train__checkpoint_every": 7, "sparsity__budget": budget}
+        more |= {"sparsity__structure": structure} if structure else {}
         return small_config(tmp_path / name, tmp_path / "data", tables__item=item, **more)
 
     config, run = config_of("run", 12), tmp_path / "run"
     prepare(config)
     train(config)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert main(["repack", str(run), "--live", "3", "--to", str(tmp_path / "small")]) == 0
+    assert main(["repack", str(run), "--live", str(live), "--to", str(tmp_path / "small")]) == 0
     answer = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert answer["live_entries"] == 3 * answer["rows"] < answer["live_before"]
+    assert answer["live_entries"] == live * answer["rows"] < answer["live_before"]
     assert answer["chunks_after"] < answer["chunks_before"] and Path(answer["checkpoint"]).exists()
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    small = config_of("small", 3)
+    small = config_of("small", live)
     found = evaluate(small, "valid")
     assert found["live_entries"] == answer["live_entries"] and found["ndcg@100"] > 0.05
     summary = train(small)
     assert summary["live_entries"] == answer["live_entries"] and summary["resumed_from"] == answer["step"]
-    for words in (["--live", "3", "--to", str(tmp_path / "small")], ["--live", "30"]):
+    for words in (["--live", str(live), "--to", str(tmp_path / "small")], ["--live", "30"]):
         assert main(["repack", str(run), *words]) == 2
     assert main(["repack", str(tmp_path / "nothing"), "--live", "3"]) == 2

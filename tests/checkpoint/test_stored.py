@@ -75,6 +75,13 @@ def test_a_stored_checkpoint_loads_and_keeps_its_files(tmp_path, caplog, number)
     assert {name: after[name] for name in before} == before and after.keys() - before.keys() <= {"manifest.json"}
 
 
+def test_what_a_kill_left_of_a_migration_is_no_part_of_the_checkpoint(tmp_path):
+    folder = copied(tmp_path, 3)
+    (folder / "step-00000007" / ".manifest.json.tmp").write_bytes(b"half")
+    for _ in range(2):
+        check_loaded(run_ranks(load, 1, str(folder), "row_wise"))
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("number", "ranks", "sharding"), [(3, 2, "row_wise"), (3, 4, "table_wise"), (4, 2, "row_wise")]
@@ -124,3 +131,7 @@ def test_a_run_whose_checkpoints_lie_in_a_store(tmp_path):
     assert evaluate(config, "valid")["ndcg@100"] == pytest.approx(first["best_valid"])
     with pytest.raises(RunFolderError, match=r"run\.seed = 3 here, 0 there"):
         train(small_config(tmp_path / "run", tmp_path / "data", train__epochs=1, checkpoint=where, run__seed=3))
+    with pytest.raises(RunFolderError, match=r"one of a run with other settings than that in .*other"):
+        train(small_config(tmp_path / "other", tmp_path / "data", train__epochs=2, checkpoint=where))
+    with pytest.raises(RunFolderError, match=r"checkpoint\.folder = None here"):
+        train(small_config(tmp_path / "run", tmp_path / "data", train__epochs=1))

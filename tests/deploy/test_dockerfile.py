@@ -31,9 +31,10 @@ def stages() -> dict[str, list[tuple[str, str]]]:
 
 def test_targets_run_as_a_user_that_is_not_root_and_begin_with_a_list():
     for target in ("cpu", "cuda"):
-        body = stages()[target]
-        assert [rest for word, rest in body if word == "USER"] == ["ray"]  # DL3002
-        assert dict(body)["ENTRYPOINT"].startswith("[") and dict(body)["CMD"].startswith("[")  # DL3025
+        assert ("FROM", f"run AS {target}") in instructions() and {"COPY"} == dict(stages()[target]).keys()
+    body = stages()["run"]
+    assert [rest for word, rest in body if word == "USER"] == ["ray"]  # DL3002
+    assert dict(body)["ENTRYPOINT"].startswith("[") and dict(body)["CMD"].startswith("[")  # DL3025
 
 
 def test_installing_leaves_nothing_behind_and_is_pinned():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hse_dist.doctor.finding import Finding, result
-from hse_dist.doctor.machine import GB, check_folder, examine_machine, judge_room, judge_skew
+from hse_dist.doctor.machine import GB, check_folder, examine_machine, judge_room, judge_skew, nearest_folder
 from hse_dist.doctor.versions import EXACT, FILE, NEEDED, check_python, check_versions, installed, normal, pins
 
 PINNED = {**dict.fromkeys((*EXACT, *NEEDED), "1.0"), "six": "1.0", "triton": "1.0"}
@@ -82,6 +84,21 @@ def test_a_folder_below_a_file_cannot_be(tmp_path):
     # and the disk is judged by the folders that can be
     names = [one.check for one in examine_machine([str(tmp_path / "file" / "run"), str(tmp_path)])]
     assert names[2:4] == ["disk", "memory"]
+
+
+def test_folders_that_can_nowhere_be_are_findings(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    found = examine_machine([str(tmp_path / "file" / "a"), str(tmp_path / "file" / "b")])
+    assert [one.status for one in found[:2]] == ["failed", "failed"] and "disk" not in {one.check for one in found}
+    exists = Path.exists
+
+    def closed(path: Path) -> bool:
+        if path.name == "shut":
+            raise PermissionError
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", closed)
+    assert nearest_folder(tmp_path / "shut") == tmp_path
 
 
 def test_result_counts_and_names_the_exit_code():

@@ -223,19 +223,25 @@ class Killing(RayTransport):
     """Ends the actor's process before its message of some sequences."""
 
     kills: tuple[int, ...] = ()
+    stops = False
+    """Whether SIGTERM came before that."""
 
     def _send(self, sequence: int) -> Any:
         if sequence in self.kills:
             self.kills = tuple(kill for kill in self.kills if kill != sequence)
+            if self.stops:
+                ray.get(self.actor.ask_to_stop.remote())
             os.kill(pid_of(self.actor), signal.SIGKILL)
         return super()._send(sequence)
 
 
-def test_a_server_that_is_killed_within_rewires_goes_on_and_decides_alike(surviving):
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_server_that_is_killed_within_rewires_goes_on_and_decides_alike(surviving, stops):
     server = SparsityServer(SETTINGS, STEPS, 1)
     server.load_state_dict(START)
     expected = work(Direct(server), 0, ROWS, 3, lambda owned: None)
     transports = connect(surviving, Killing)
+    transports[0].stops = transports[1].stops = stops
     transports[0].kills, transports[1].kills = (1, 15), (6,)
     got = join(on_two_ranks(transports, 3))
     assert transports[0].kills == transports[1].kills == ()

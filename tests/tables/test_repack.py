@@ -123,7 +123,7 @@ def check_accumulators(answers: list[Any], case: str) -> None:
 def test_a_chunk_that_moves_whole_keeps_its_number_to_the_bit():
     numbers = np.repeat(np.array([0.1, 1 / 3, 1e-7], np.float32), [7, 8, 3])
     chunks = np.repeat([0, 1, 2], [7, 8, 3])
-    assert repack._means(numbers, chunks, np.zeros(18, np.int64), np.zeros(3, np.int64)).tobytes() == (
+    assert repack._means(numbers, chunks, np.zeros(18, np.int64), np.zeros(3, np.int64), 0.0).tobytes() == (
         np.array([0.1, 1 / 3, 1e-7], np.float32).tobytes()
     )
 

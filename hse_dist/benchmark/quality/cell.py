@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hse_dist.benchmark.quality.store import DONE, FAILED, Cell, Store
-from hse_dist.errors import HseError
+from hse_dist.errors import HseError, PreemptedError
 
 KEPT = ("ndcg@100", "recall@20", "recall@50", "coverage", "users", "thirds", "bytes_per_item", "live_entries",
         "slots_per_live")  # fmt: skip
@@ -48,6 +48,8 @@ def _ours(store: Store, cell: Cell) -> dict[str, Any]:
         metrics = evaluate(config, "test")
         store.users(cell).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(folder / "evaluation" / "test-users.parquet", store.users(cell))
+    except PreemptedError:
+        raise SystemExit(PreemptedError.exit_code) from None  # ends this process, and the next try goes on
     except Exception:
         # another try begins anew; only what was interrupted goes on
         shutil.rmtree(folder, ignore_errors=True)

@@ -71,7 +71,7 @@ def _entries(numbers: Ints, block: int) -> Ints:
 def _in_groups(index: Ints, keys: Words, dims: int, most: int, columns: int) -> Ints:
     """Columns of which every group has at most `most`: the places that groups have are dealt out, and then columns."""
     place = _permuted(index.astype(np.uint64), keys, room(dims, (most, columns))).astype(np.int64)
-    group = np.minimum(place // most, (dims - 1) // columns)
+    group = place // most
     within, own = (place - group * most).astype(np.uint64), mix(keys ^ group.astype(np.uint64))
     whole = (group + 1) * columns <= dims
     found = np.empty(len(index), np.int64)
