@@ -183,5 +183,6 @@ def _activations(
     """Those of the first `users`."""
     first = histories.first(users)
     positions, user = first.pooled()
-    scale = float(histories.shares.sum() / first.shares.sum().clamp_min(SMALLEST))
+    of_first = float(first.shares.sum())
+    scale = float(histories.shares.sum()) / of_first if of_first else 1.0  # without a history there is no gradient
     return Activations(operators, positions, user, users, scale, blocks, kept)

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hse_dist.config import ModelSettings
@@ -59,6 +59,7 @@ def close(got: torch.Tensor, want: torch.Tensor) -> None:
     threads=st.sampled_from([1, 2, 3]),
     collect=st.sampled_from([1, 20, 64, 1000]),
 )
+@example(seed=973, users=1, threads=1, collect=1)  # a batch without a history
 @settings(max_examples=6, deadline=None)
 def test_the_sweep_equals_the_plain_path(norm, clip, compact_above, widest, seed, users, threads, collect):
     model = Autoencoder(ModelSettings(row_norm=norm, score_clip=clip, compact_above=compact_above))
@@ -83,6 +84,19 @@ def test_the_sweep_equals_the_plain_path(norm, clip, compact_above, widest, seed
         got, want = getattr(kept.matrices(), name), getattr(blocks.matrices(), name)
         assert got.shape == want.shape == (len(want), kept.users)
         close(got, want)
+
+
+@pytest.mark.parametrize("lengths", [[0, 0], [0, 4]])
+def test_first_users_without_a_history_leave_growth_scores_finite(lengths):
+    rows, _ = make_case(3, 12, 20, 1, torch.float32)
+    ends = torch.tensor([0, *np.cumsum(lengths)])
+    batch = Batch(torch.arange(12), ends, torch.arange(int(ends[-1])))
+    model = Autoencoder(ModelSettings())
+    for path in (model.fused_loss, model.plain_loss):
+        histories = Histories(batch.offsets, batch.positions, None, model._shares(ends.diff()))
+        loss, kept = path(rows, histories, collect=1)
+        loss.backward()
+        assert kept.scale == 1.0 and not kept.matrices().grad_scores.any()
 
 
 def test_loss_takes_the_sweep_for_float32_and_the_plain_path_for_others():
