@@ -30,10 +30,15 @@ while [[ ${1:-} == --* ]]; do
 done
 if [[ $1 == hostname ]]; then echo 10.0.0.1; exit; fi
 [[ $2 != - ]] || cat > /dev/null
-printf '%s|%s|%s|%s\\n' "$node" "$RAY_AUTH_MODE" "${#RAY_AUTH_TOKEN}" "$*" | tr '\\n' ' ' >> "$LOG"
-echo >> "$LOG"
+line="$node|$RAY_AUTH_MODE|${#RAY_AUTH_TOKEN}|$*"
+printf '%s\\n' "${line//$'\\n'/ }" >> "$LOG"  # one write a call: several of them write at once
 [[ $* != *--block* ]] || exec sleep 20
-[[ $* != *train.py* ]] || exit "$CODE"
+[[ $* == *train.py* ]] || exit 0
+for _ in {1..100}; do  # a job runs on nodes that have started
+    [[ $(grep -c -e --block "$LOG") -eq 2 ]] && exit "$CODE"
+    sleep 0.1
+done
+exit 99
 """
 SCONTROL = "#!/usr/bin/env bash\nprintf 'a1\\na2\\n'\n"
 
@@ -103,7 +108,7 @@ def test_the_slurm_script_starts_a_node_each_and_one_job_that_fits(tmp_path, cod
     environment = {**os.environ, **slurm, "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path)}
     environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "CODE": str(code)}
     script = [str(SCRIPTS[1]), "configs/ml-100k.toml", "run.folder=/shared/my runs/x"]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=15)
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
 
     calls = [line.split("|", 3) for line in (tmp_path / "log").read_text().splitlines()]
