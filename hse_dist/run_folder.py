@@ -22,6 +22,7 @@ FREE = (
     "evaluate.users",
     "evaluate.items",
     "export.",
+    "metrics.",
     "checkpoint.keep",
     "checkpoint.asynchronous",
     "checkpoint.schemes",

@@ -25,6 +25,8 @@ from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import make_start
 from hse_dist.sparsity.start.cut import NewSelection
+from hse_dist.tasks import ray_is_running
+from hse_dist.train.sinks import check_sinks
 from hse_dist.train.worker import train_worker
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,9 @@ def train(config: Config) -> dict[str, Any]:
     """
     began = time.perf_counter()
     folder = RunFolder(config)
-    with connect(config.cluster), ending():
+    check_sinks(config.metrics)
+    with connect(config.cluster, config.metrics.port), ending():
+        _name_endpoint(config)
         if not is_prepared(config):
             log.info("No prepared histories in %s: preparing", config.data.folder)
             prepare(config)
@@ -57,6 +61,15 @@ def train(config: Config) -> dict[str, Any]:
             cause="Run it again to go on.",
         )
     return {**summary, "seconds": time.perf_counter() - began, "seconds_of_training": summary["seconds"]}
+
+
+def _name_endpoint(config: Config) -> None:
+    """Say where the metrics can be scraped."""
+    if "prometheus" in config.metrics.sinks and ray_is_running():
+        import ray
+
+        places = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes()]
+        log.info("Prometheus finds the metrics at %s", ", ".join(places[:8]))
 
 
 def _check_resume(config: Config, folder: RunFolder) -> None:

@@ -6,6 +6,7 @@ and stored as step 0, so that training never ends below its start.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -25,8 +26,9 @@ from hse_dist.data.prepared import HistoryBlock, Prepared
 from hse_dist.data.stream import HistoryStream
 from hse_dist.evaluate.ranking import rank_users
 from hse_dist.files import new_file
+from hse_dist.memory import resident_bytes
 from hse_dist.ranks import KINDS
-from hse_dist.run_folder import RunFolder
+from hse_dist.run_folder import RunFolder, flat
 from hse_dist.sparsity.tables import layout_state
 from hse_dist.train.best import Best
 from hse_dist.train.metrics import MetricsLog, Progress, Waiting
@@ -113,7 +115,13 @@ class Loop:
         if resumed is not None and first:  # a kill may have come between the checkpoint and its journal
             _write_journal(self.folder, self.trainer.journal(resumed.facts["server"]["journal"]))
         # what a run wrote that did not come to its first checkpoint belongs to no run
-        metrics = MetricsLog(self.folder.path, first=first, step=self.step if resumed is not None else -1)
+        metrics = MetricsLog(
+            self.folder.path,
+            first=first,
+            step=self.step if resumed is not None else -1,
+            sinks=self.config.metrics,
+            settings=flat(self.config.model_dump(mode="json")),
+        )
         with closing(metrics), self.store.settled():
             if resumed is None:
                 self._validate(metrics)
@@ -195,6 +203,7 @@ class Loop:
         worked = time.perf_counter() - began
         for waiting in (self.waiting, self.lately):
             waiting.add(waited, worked)
+        metrics.observe_step(worked)
         self.totals.add(result)
         if self.step % settings.log_every == 0:
             self._log(metrics, progress)
@@ -216,17 +225,18 @@ class Loop:
         return not self.stream.blocks and (ended % settings.evaluate_every == 0 or ended == settings.epochs)
 
     def _log(self, metrics: MetricsLog, progress: Progress) -> None:
-        waits = [0.0] * self.ranks.size
-        waits[self.ranks.rank] = self.lately.share
-        mine = torch.from_numpy(np.concatenate([self.totals.row(), waits]))
+        own = np.zeros((2, self.ranks.size))  # of each rank, the share of its time that it waits, and its memory
+        own[:, self.ranks.rank] = self.lately.share, resident_bytes(os.getpid())
+        mine = torch.from_numpy(np.concatenate([self.totals.row(), own.flat]))
         shared = self.ranks.sum(mine).numpy()
-        together, waits = Totals.of(shared[: -self.ranks.size]), shared[-self.ranks.size :].tolist()
+        together, (waits, memory) = Totals.of(shared[: -own.size]), shared[-own.size :].reshape(own.shape)
         self._bad_files(metrics)
         self.totals, self.lately = Totals(wire_in_all=self.totals.wire_in_all), Waiting()
         if self.ranks.rank == 0:
             steps, sent = together.steps // self.ranks.size, _by_kind(together.wire_in_all)
             loss = together.loss / together.steps if together.steps else None
-            values = progress.line(self.step, loss, together.users, self.trainer.live, sent, max(waits))
+            values = progress.line(self.step, loss, together.users, self.trainer.live, sent, float(waits.max()))
+            values["memory_bytes"] = int(memory.max())
             values["wire_bytes_per_step"] = _by_kind(together.wire // max(steps, 1))
             if self.config.train.on_nan == "skip":
                 values["skipped"] = len(self.trainer.skipped)
