@@ -20,6 +20,7 @@ from hse_dist.data.prepared import Prepared
 from hse_dist.errors import PreemptedError, RunFolderError
 from hse_dist.evaluate.starts import worth
 from hse_dist.preemption import TELL_AGAIN_SECONDS, ending, stoppable
+from hse_dist.progress import busy, telling
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
@@ -52,8 +53,9 @@ def train(config: Config) -> dict[str, Any]:
         _check_resume(config, folder)
         actor = _start_server(config, folder)
         state = _make_start(config, folder, actor)
-        arguments = {"config": config, "server": actor, "server_state": state}
-        with stoppable(config.cluster.grace_seconds, None if actor is None else partial(_ask_to_stop, actor)):
+        stopping = stoppable(config.cluster.grace_seconds, None if actor is None else partial(_ask_to_stop, actor))
+        with stopping, telling("train", folder.progress / "train", "users") as meter:
+            arguments = {"config": config, "server": actor, "server_state": state, "meter": meter}
             summary = run_workers(train_worker, arguments, config, "train")
     if summary["preempted"]:
         raise PreemptedError(
@@ -114,7 +116,8 @@ def _make_start(config: Config, folder: RunFolder, actor: Any) -> dict[str, Any]
 
         new_selection = partial(RemoteCut, actor, float(config.cluster.timeout_seconds))
     prepared = Prepared(config.data.folder)
-    start = make_start(config, prepared, folder.start, new_selection, partial(worth, prepared))
+    with busy("train", "start") as seen:
+        start = make_start(config, prepared, folder.start, new_selection, partial(worth, prepared), seen)
     log.info("The start %s is there after %.1f s", config.sparsity.start, time.perf_counter() - began)
     server.record_start(config.sparsity.start, live_counts(config, start.live_entries, start.rows))
     return server.state_dict()

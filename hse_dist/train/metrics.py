@@ -1,7 +1,7 @@
-"""What a run says while it runs: `metrics.jsonl`, the sinks that `metrics.sinks` names, a progress line.
+"""What a run says while it runs: `metrics.jsonl`, the sinks that `metrics.sinks` names, a line for people.
 
 In: numbers of rank 0. Out: one JSON line an event (`kind` = train, validate, rewire or bad_file; each with its step),
-the same numbers in the sinks, and a log line. A resumed run first forgets what came after its checkpoint, so no step
+the same numbers in the sinks, and words. A resumed run first forgets what came after its checkpoint, so no step
 is counted twice: it puts a new file in the place of the old one, so that a worker of before that still lives writes
 where nobody reads.
 """
@@ -9,7 +9,6 @@ where nobody reads.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from typing import IO, Any
 from hse_dist.config import MetricsSettings
 from hse_dist.files import new_file
 from hse_dist.train.sinks import Run, Sink, open_sinks
-
-log = logging.getLogger(__name__)
 
 
 def keep_until(path: Path, step: int) -> list[str]:
@@ -120,8 +117,8 @@ class Waiting:
         return self.waited / max(self.waited + self.worked, 1e-9)
 
 
-class Progress:
-    """Rates between two lines, and when it will be over."""
+class Rates:
+    """What happened between two lines, and when it will be over."""
 
     def __init__(self, step: int, steps: int) -> None:
         self.steps, self.began, self.began_at = steps, step, time.perf_counter()
@@ -129,11 +126,12 @@ class Progress:
 
     def line(
         self, step: int, loss: float | None, users: int, live: int, wire_bytes: dict[str, int], wait_share: float
-    ) -> dict[str, Any]:
-        """The values of a training line; `users` of all ranks since the last line, `wire_bytes` since the start.
+    ) -> tuple[dict[str, Any], str]:
+        """The values of a training line, and the same in words.
 
         Args:
             loss: None where all steps were left out.
+            users: of all ranks since the last line. wire_bytes: since the start.
         """
         now = time.perf_counter()
         seconds = max(now - self.last_at, 1e-9)
@@ -147,17 +145,11 @@ class Progress:
             "eta_seconds": (self.steps - step) * (now - self.began_at) / max(step - self.began, 1),
         }
         self.last, self.last_at = step, now
-        log.info(
-            "step %d/%d  loss %s  %.1f steps/s  %.0f users/s  %d live  %.1f MB on the wire  %.1f %% waiting  "
-            "%.0f s to go",
-            step,
-            self.steps,
-            "none" if loss is None else f"{loss:.4f}",
-            values["steps_per_second"],
-            values["users_per_second"],
-            live,
-            sum(wire_bytes.values()) / 1e6,
-            100 * wait_share,
-            values["eta_seconds"],
+        sent = sum(wire_bytes.values()) / 1e6
+        shown = "none" if loss is None else f"{loss:.4f}"
+        words = (
+            f"step {step}/{self.steps}  loss {shown}  {values['steps_per_second']:.1f} steps/s  "
+            f"{values['users_per_second']:.0f} users/s  {live} live  {sent:.1f} MB on the wire  "
+            f"{100 * wait_share:.1f} % waiting  {values['eta_seconds']:.0f} s to go"
         )
-        return values
+        return values, words
