@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(DEVICE)
 DEMO := runs/demo
 
-.PHONY: install demo doctor test test-slow check clean
+.PHONY: install demo doctor test test-slow coverage check clean
 
 install: $(STAMP)
 
@@ -31,11 +31,15 @@ test: doctor
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
+# the ordinary tests, and what of the package they reach
+coverage: install
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html:runs/coverage
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf .venv runs .coverage* .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
 	find hse_dist jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

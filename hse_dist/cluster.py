@@ -36,8 +36,13 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def connect(settings: ClusterSettings) -> Iterator[None]:
+def connect(settings: ClusterSettings, metrics_port: int | None = None) -> Iterator[None]:
     """A Ray cluster for the block if workers are asked for; one that was there before stays.
+
+    A local cluster, its Prometheus endpoint included, is on loopback: nobody outside this machine reaches it.
+
+    Args:
+        metrics_port: of a local cluster's Prometheus endpoint; without it a free one.
 
     Raises:
         ResourceError: the cluster cannot be reached, or has less than the workers need; or this process has no CUDA
@@ -56,10 +61,13 @@ def connect(settings: ClusterSettings) -> Iterator[None]:
     if not address:
         # nobody takes a node of a local cluster away
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # else Ray replaces 127.0.0.1 by the machine's address in its network, and listens there; read at `import ray`
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     started = time.perf_counter()
     local: dict[str, Any] = {"num_cpus": os.cpu_count(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    local["_metrics_export_port"] = metrics_port
     try:
         ray.init(
             address=address or "local",

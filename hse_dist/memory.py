@@ -1,4 +1,4 @@
-"""How much memory this process may still take.
+"""How much memory this process may still take, and how much a process has.
 
 In: nothing but the system's own files. Out: bytes. The smaller of what the machine has and what its control group
 allows counts, as a container's limit does not show in the machine's numbers. Pages of files that were read once count
@@ -30,6 +30,14 @@ def available_memory(root: str | Path = "/") -> int:
         if most is not None and now is not None:
             free.append(max(most - now + (_entry(root / folder / "memory.stat", files) or 0), 0))
     return min(free)
+
+
+def resident_bytes(pid: int) -> int:
+    """Of a process, with what it shares; 0 of one that has ended, and where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
 
 
 def _entry(path: Path, name: str) -> int | None:

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from hse_dist.errors import PreemptedError
+from hse_dist.screen import show_cursor
 
 TELL_AGAIN_SECONDS = 1.0
 _asked = threading.Event()
@@ -102,6 +103,7 @@ def _give_up(over: threading.Event, grace_seconds: float) -> None:
     if over.is_set():
         return
     log.error("No checkpoint within %.0f s (setting cluster.grace_seconds): the last one counts", grace_seconds)
+    show_cursor()
     os._exit(PreemptedError.exit_code)
 
 

@@ -22,10 +22,12 @@ os.environ.update(
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
+from hse_dist import progress
 from hse_dist.config import Config, parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,3 +74,27 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
         return parse_config(small, "of a test")
 
     return make
+
+
+class Lines(logging.Handler):
+    """Takes the lines of progress, and lets the test wait for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.came = Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+        self.came.set()
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN", 0.02)
+    handler, level = Lines(), progress.log.level
+    progress.log.addHandler(handler)
+    progress.log.setLevel(logging.INFO)
+    yield handler
+    progress.log.removeHandler(handler)
+    progress.log.setLevel(level)

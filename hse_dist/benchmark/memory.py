@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -25,7 +24,7 @@ from hse_dist.benchmark.worlds import World
 from hse_dist.config import Config, parse_config
 from hse_dist.data.prepared import HistoryBlock
 from hse_dist.errors import ResourceError, TrainingError
-from hse_dist.memory import available_memory
+from hse_dist.memory import available_memory, resident_bytes
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.client import GroupTransport
 from hse_dist.sparsity.server import SparsityServer
@@ -163,14 +162,6 @@ class Watcher:
                 self.killed = True
                 for pid in self.pids:
                     os.kill(pid, 9)
-
-
-def resident_bytes(pid: int) -> int:
-    """Of a process, with what it shares; 0 of one that has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
 
 
 def benchmark_memory(

@@ -49,6 +49,7 @@ def _evaluate_baseline(config: Config, split: str, name: str, size: int | None) 
     from hse_dist.data.prepare import open_prepared
     from hse_dist.evaluate.metrics import write_users
     from hse_dist.files import write_json
+    from hse_dist.progress import busy
     from hse_dist.run_folder import RunFolder
 
     prepared, folder = open_prepared(config), RunFolder(config)
@@ -56,9 +57,10 @@ def _evaluate_baseline(config: Config, split: str, name: str, size: int | None) 
         # its metrics lie beside those of the run, to be compared user by user
         folder.check_data(prepared)
     seed = config.data.split.seed
-    result, users = evaluate_baseline(
-        name, prepared, split, bytes_per_item=size, seed=seed, users=config.evaluate.users
-    )
+    with busy("evaluate", name):
+        result, users = evaluate_baseline(
+            name, prepared, split, bytes_per_item=size, seed=seed, users=config.evaluate.users
+        )
     answer = {"baseline": name, "split": split, "seed": seed, **result}
     stem = f"{split}-{name}-{size}" if BASELINES[name].sized else f"{split}-{name}"
     write_users(folder.path / "evaluation" / f"{stem}-users.parquet", users)

@@ -16,6 +16,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from hse_dist.log import set_levels
+from hse_dist.screen import console
 
 
 @contextmanager
@@ -52,10 +53,9 @@ def set_up_logging() -> None:
     """This project's messages from INFO up and everybody's warnings, on standard error; in colour on a terminal."""
     handler: logging.Handler
     if sys.stderr.isatty():
-        from rich.console import Console
         from rich.logging import RichHandler
 
-        handler = RichHandler(console=Console(stderr=True), show_path=False, omit_repeated_times=False)
+        handler = RichHandler(console=console(), show_path=False, omit_repeated_times=False)
         handler.setFormatter(logging.Formatter("%(message)s", datefmt="%H:%M:%S"))
     else:
         handler = logging.StreamHandler(sys.stderr)

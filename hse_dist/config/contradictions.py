@@ -92,6 +92,8 @@ def _budget(item: TableSettings, sparsity: SparsitySettings) -> Iterator[str]:
 
 def _rewire(sparsity: SparsitySettings) -> Iterator[str]:
     window, interval = sparsity.grow.window, sparsity.schedule.interval
+    if (sparsity.drop.kind == "own") != (sparsity.drop.function is not None):
+        yield 'sparsity.drop.kind = "own" and sparsity.drop.function go together'
     if sparsity.drop.by_gradient and sparsity.grow.kind == "none" and sparsity.schedule.kind == "fixed":
         yield f'sparsity.grow.kind = "none" drops nothing, so sparsity.drop.kind = "{sparsity.drop.kind}" has no use'
     if sparsity.drop.by_gradient and sparsity.schedule.kind == "static":

@@ -106,14 +106,17 @@ class ScheduleSettings(Settings):
     needs."""
 
 
-DropKind = Literal["magnitude", "sensitivity", "movement", "fisher", "activity", "soft_threshold", "random"]
+DropKind = Literal["magnitude", "sensitivity", "movement", "fisher", "activity", "soft_threshold", "random", "own"]
 
 
 class DropSettings(Settings):
     kind: DropKind = "magnitude"
     """What a live entry is worth: |value| · √|gain|, or by the loss gradients of the steps before a rewire
     (`sensitivity`, `movement`, `fisher`), with the length of its column (`activity`), or nothing (`random`).
-    `soft_threshold` drops by magnitude, and takes the magnitude of the last one dropped from all that stay."""
+    `soft_threshold` drops by magnitude, and takes the magnitude of the last one dropped from all that stay. `own` is
+    what `function` says."""
+    function: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")] | None = None
+    """Of `own`: `module:function` of your own code, as sparsity/README.md describes; it is imported by every rank."""
     normalise: bool = True
     """Whether gradients are divided by how often their row was a candidate; else rows that often are weigh more."""
     popularity_power: Annotated[float, Field(ge=-4.0, le=4.0)] = 0.0

@@ -19,6 +19,7 @@ from hse_dist.config.base import Settings
 from hse_dist.config.checkpoint import CheckpointSettings
 from hse_dist.config.contradictions import contradictions
 from hse_dist.config.data import DataSettings
+from hse_dist.config.metrics import MetricsSettings
 from hse_dist.config.parsing import override, validate
 from hse_dist.config.sparsity import SparsitySettings
 from hse_dist.config.tables import TablesSettings
@@ -46,6 +47,7 @@ class Config(Settings):
     evaluate: EvaluateSettings = EvaluateSettings()
     export: ExportSettings = ExportSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

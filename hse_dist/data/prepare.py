@@ -28,7 +28,6 @@ from hse_dist.config import Config, DataSettings
 from hse_dist.data import catalog, synthetic
 from hse_dist.data.histories import SPLITS
 from hse_dist.data.prepared import Prepared
-from hse_dist.data.progress import Progress
 from hse_dist.data.rounds import (
     PartTask,
     count_part,
@@ -44,6 +43,7 @@ from hse_dist.data.task_memory import Cost
 from hse_dist.data.vocabulary import assign_rows, item_counts, merge_counts, write_ids, write_vocabulary
 from hse_dist.errors import DataError
 from hse_dist.files import new_folder, read_json, write_json
+from hse_dist.progress import Progress
 from hse_dist.tasks import map_tasks, ray_is_running
 
 VERSION = 2

@@ -18,12 +18,12 @@ import pyarrow as pa
 from hse_dist.config import DataSettings
 from hse_dist.data.grouping import Part, group
 from hse_dist.data.histories import SPLITS, HistoryWriter, select, split_tables
-from hse_dist.data.progress import Meter
 from hse_dist.data.schema import LogSchema
 from hse_dist.data.shuffle import Spills, SpillTask, Spilt, spill
 from hse_dist.data.task_memory import measured
 from hse_dist.data.vocabulary import positions, take_rows
 from hse_dist.errors import DataError
+from hse_dist.progress import Meter
 
 BEFORE = {"user": 0.0, "item": 0.15, "timestamp": 0.35}
 """Share of a grouping's time that is over when a column is asked for (measured)."""

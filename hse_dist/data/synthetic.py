@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hse_dist.config import ColumnNames, SyntheticSettings
-from hse_dist.data.progress import Meter
 from hse_dist.data.task_memory import Cost, measured
+from hse_dist.progress import Meter
 from hse_dist.tasks import map_tasks
 
 BLOCK_USERS = 50_000

@@ -20,6 +20,7 @@ from hse_dist.evaluate.metrics import write_users
 from hse_dist.evaluate.ranking import rank_users
 from hse_dist.files import write_json
 from hse_dist.model.autoencoder import Autoencoder
+from hse_dist.progress import Meter, telling
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.start import StartFolder
@@ -38,8 +39,8 @@ def evaluate(config: Config, split: str = "test") -> dict[str, Any]:
     """
     check_run(config)
     began = time.perf_counter()
-    with connect(config.cluster):
-        answer = run_workers(evaluate_worker, {"config": config, "split": split}, config, "evaluate")
+    with connect(config.cluster), telling("evaluate", RunFolder(config).progress / "evaluate", "users") as meter:
+        answer = run_workers(evaluate_worker, {"config": config, "split": split, "meter": meter}, config, "evaluate")
     return {**answer, "seconds": time.perf_counter() - began}
 
 
@@ -61,7 +62,8 @@ def evaluate_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     split = arguments["split"]
     prepared = Prepared(config.data.folder)
     table, step = open_best(config, prepared, ranks)
-    metrics = rank_users(table, Autoencoder(config.model), prepared, split, config.evaluate, ranks)
+    meter = Meter(arguments["meter"] if ranks.rank == 0 else "")
+    metrics = rank_users(table, Autoencoder(config.model), prepared, split, config.evaluate, ranks, meter)
     answer = {"split": split, "step": step, "seed": config.data.split.seed, **metrics.result(), **sizes(table)}
     if ranks.rank == 0:
         folder = Path(config.run.folder) / "evaluation"

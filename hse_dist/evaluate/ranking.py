@@ -20,6 +20,7 @@ from hse_dist.data.prepared import HistoryBlock, Prepared
 from hse_dist.evaluate.metrics import DEPTH, Metrics
 from hse_dist.evaluate.topk import TopK, mask
 from hse_dist.model.autoencoder import Autoencoder
+from hse_dist.progress import Meter
 from hse_dist.ranks import Ranks
 from hse_dist.tables.sharded import DenseTable, PackedTable
 
@@ -33,18 +34,26 @@ def rank_users(
     split: str,
     settings: EvaluateSettings,
     ranks: Ranks,
+    meter: Meter | None = None,
 ) -> Metrics:
     """Metrics of the users of `split` ("valid" or "test"); a collective call.
+
+    Args:
+        meter: is told how many users there were, about, of all ranks.
 
     Raises:
         DataError: a held-out user has no target.
         NumericError: a score is NaN.
     """
     metrics = Metrics(thirds(prepared.counts()))
+    users = prepared.users(split)
     for block, first_user in _my_blocks(prepared, split, settings.users, ranks):
         top = top_items(table, model, block, settings.items)
         targets = block.targets()
         metrics.add(top.cpu().numpy(), targets.offsets, targets.rows, first_user + np.arange(len(block)))
+        if meter is not None:
+            done = min(users, first_user + settings.users * ranks.size)
+            meter(done / users, done)
     merged = Metrics(metrics.third)
     for part in ranks.gather(metrics):
         merged.merge(part)

@@ -9,6 +9,7 @@ The histories are streamed in blocks of users; no Python object is made for a us
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from hse_dist.errors import ConfigError, DataError, ExportError
 from hse_dist.export.recommender import Recommender
 from hse_dist.files import new_file
+from hse_dist.progress import Meter, telling
 
 NAMED = 10
 """Unknown items that the summary names."""
@@ -53,7 +55,13 @@ def recommend_file(
         raise DataError(f"The histories {histories} would be replaced by the recommendations.")
     recommender = Recommender.load(export_folder)
     summary = _Summary()
-    with _open(histories, recommender.item_ids.type) as source, _writing(output) as temporary:
+    with (
+        _open(histories, recommender.item_ids.type) as source,
+        _writing(output) as temporary,
+        tempfile.TemporaryDirectory() as notes,
+        telling("recommend", Path(notes) / "recommend", "users") as path,
+    ):
+        meter, users = Meter(path), source.metadata.num_rows
         schema = pa.schema(
             {
                 "user": source.schema_arrow.field("user").type,
@@ -65,6 +73,7 @@ def recommend_file(
             for batch in _batches(source, histories, block):
                 lists = _recommend(recommender, batch.column("items"), k, summary, histories)
                 writer.write_table(pa.table([batch.column("user"), *lists], schema=schema))
+                meter(summary.users / users, summary.users)
     return {
         "output": str(output),
         "users": summary.users,

@@ -18,6 +18,7 @@ from hse_dist.config import Config
 from hse_dist.data.prepared import Prepared
 from hse_dist.evaluate.driver import check_run, open_best
 from hse_dist.export.format import RowBlock, write_export
+from hse_dist.progress import Meter, telling
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
 from hse_dist.tables.block import SparseRows
@@ -33,8 +34,8 @@ def export(config: Config) -> dict[str, Any]:
         HseError: there is no such run, its data are others or gone, the folder cannot be written, or workers failed.
     """
     check_run(config)
-    with connect(config.cluster):
-        return run_workers(export_worker, {"config": config}, config, "export")
+    with connect(config.cluster), telling("export", RunFolder(config).progress / "export", "items") as meter:
+        return run_workers(export_worker, {"config": config, "meter": meter}, config, "export")
 
 
 def export_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +43,8 @@ def export_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     config: Config = arguments["config"]
     prepared = Prepared(config.data.folder)
     table, step = open_best(config, prepared, ranks)
-    blocks = read_rows(table, reader=ranks.rank == 0)
+    meter = Meter(arguments["meter"] if ranks.rank == 0 else "")
+    blocks = read_rows(table, reader=ranks.rank == 0, meter=meter)
     if ranks.rank:
         for _ in blocks:
             pass
@@ -61,8 +63,12 @@ def export_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def read_rows(table: PackedTable | DenseTable, *, reader: bool) -> Iterator[RowBlock]:
-    """All rows in order, in blocks, on the rank that is the `reader`; empty blocks on the others. A collective call."""
+def read_rows(table: PackedTable | DenseTable, *, reader: bool, meter: Meter | None = None) -> Iterator[RowBlock]:
+    """All rows in order, in blocks, on the rank that is the `reader`; empty blocks on the others. A collective call.
+
+    Args:
+        meter: is told of each block that the reader has done with.
+    """
     device = table.ranks.device
     for first in range(0, table.rows, BLOCK_ROWS):
         last = min(first + BLOCK_ROWS, table.rows) if reader else first
@@ -76,3 +82,5 @@ def read_rows(table: PackedTable | DenseTable, *, reader: bool) -> Iterator[RowB
             columns, values = torch.arange(dims).repeat(count), rows.values.flatten()
             gains = torch.ones(count)
         yield RowBlock(*(np.ascontiguousarray(part.cpu().numpy()) for part in (offsets, columns, values, gains)))
+        if meter is not None:
+            meter(min(first + BLOCK_ROWS, table.rows) / table.rows, min(first + BLOCK_ROWS, table.rows))

@@ -9,6 +9,7 @@ the order of the scores. A score depends on its entry and on sums that have one 
     fisher                      ½ · w² · Σ g²                     LeCun et al., NeurIPS 1989; Theis et al., 2018
     activity                    |w| · √|gain| · ‖column‖          Sun et al. (Wanda), ICLR 2024
     random                      a hash of seed, version, position
+    own                         what a function of the user's says (`own.py`)
 
 Sums go over the steps of the window, by visits of the row. An entry of which no step saw a gradient has no score and is
 not dropped, unless the number of live entries could not fall without (`Evidence.reserve`). All are multiplied by
@@ -32,6 +33,7 @@ from hse_dist.data.hashing import mix
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.budget import row_blocks
 from hse_dist.sparsity.growth import Floats, Ints
+from hse_dist.sparsity.own import Entries, own_score
 from hse_dist.sparsity.selection import Keys, Mask, reserve_keys
 from hse_dist.sparsity.sightings import Sightings
 from hse_dist.sparsity.slots import drop_keys, keys_of
@@ -149,6 +151,7 @@ def score_keys(settings: DropSettings, evidence: Evidence, seed: int, version: i
     """The keys of a kind of score; the gains that they are given come from `weigh`."""
     if settings.kind in ("magnitude", "soft_threshold"):
         return drop_keys
+    own = own_score(settings.function) if settings.function is not None else None
 
     def keys_of_block(rows: OwnedRows, gains: Floats) -> tuple[Keys, Ints]:
         here = np.flatnonzero(rows.columns < rows.dims)
@@ -162,6 +165,9 @@ def score_keys(settings: DropSettings, evidence: Evidence, seed: int, version: i
             assert evidence.lengths is not None
             weights = np.sqrt(np.abs(gains))[local, None]
             scores = _lengths(np.abs(values) * weights * evidence.lengths[_spread(columns, rows.block)])
+        elif own is not None:
+            popularity = np.float32(1) if evidence.popularity is None else evidence.popularity[row - evidence.first]
+            scores = own(Entries(row, columns, values, gains[local] / popularity**2))  # as `weigh` has not seen them
         else:
             scores = _random(row * rows.dims + columns, seed, version)
         if evidence.popularity is not None and settings.kind != "activity":  # whose gains have it

@@ -67,6 +67,7 @@ POLICIES = (
            "STR, Kusupati et al., ICML 2020", "9 bytes a slot of a block of 2²³, in a rewire"),
     Policy("sparsity.drop", "random", "random entries",
            f"SET, Mocanu et al., Nature Communications 2018; {SURVEY} §3.1"),
+    Policy("sparsity.drop", "own", "the smallest by a function of yours, `sparsity.drop.function`", "you", "yours"),
     Policy("sparsity.grow", "gradient", "the strongest loss gradient of positions that are not live", f"{RIGL} §3",
            "explore × 20 bytes a candidate row and step of the window"),
     Policy("sparsity.grow", "momentum", "the same, summed with a decay from rewire to rewire",

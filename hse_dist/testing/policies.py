@@ -15,6 +15,7 @@ from hse_dist.config import Config, StructureSettings, TrainSettings, parse_conf
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.budget import row_numbers, rows_compete
 from hse_dist.sparsity.client import GroupTransport
+from hse_dist.sparsity.own import Entries
 from hse_dist.sparsity.policies import POLICIES
 from hse_dist.sparsity.schedule import LiveCounts, live_after
 from hse_dist.sparsity.server import SparsityServer
@@ -66,8 +67,16 @@ def config_of(case: Case) -> Config:
     if situation.endswith("by row"):
         sparsity["budget"]["kind"] = "row"
     sparsity[section]["kind"] = kind
+    if kind == "own":
+        sparsity[section]["function"] = f"{__name__}:of_row"
     item = {"dims": DIMS, "live": BLOCK, "chunk_width": WIDTH}
     return parse_config({"tables": {"item": item}, "sparsity": sparsity, "run": {"seed": 3}}, "of a test")
+
+
+def of_row(entries: Entries) -> np.ndarray:
+    """A drop score as a user might write one: the share of its row's energy."""
+    energy = (entries.values**2).sum(1)
+    return np.asarray(energy / np.maximum(np.bincount(entries.rows, energy)[entries.rows], 1e-30))
 
 
 def rewires(ranks: Ranks, chosen: list[Case]) -> dict[Case, dict[str, Any]]:

@@ -20,7 +20,7 @@ from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.start import StartFolder
 from hse_dist.sparsity.tables import make_table
 
-TIMINGS = ("steps_per_second", "users_per_second", "eta_seconds", "wait_share")
+TIMINGS = ("steps_per_second", "users_per_second", "eta_seconds", "wait_share", "memory_bytes")
 
 SMALL: dict[str, Any] = {
     "data": {

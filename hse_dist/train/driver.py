@@ -20,11 +20,15 @@ from hse_dist.data.prepared import Prepared
 from hse_dist.errors import PreemptedError, RunFolderError
 from hse_dist.evaluate.starts import worth
 from hse_dist.preemption import TELL_AGAIN_SECONDS, ending, stoppable
+from hse_dist.progress import busy, telling
 from hse_dist.run_folder import RunFolder
+from hse_dist.sparsity.own import own_score
 from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import make_start
 from hse_dist.sparsity.start.cut import NewSelection
+from hse_dist.tasks import ray_is_running
+from hse_dist.train.sinks import check_sinks
 from hse_dist.train.worker import train_worker
 
 log = logging.getLogger(__name__)
@@ -39,7 +43,11 @@ def train(config: Config) -> dict[str, Any]:
     """
     began = time.perf_counter()
     folder = RunFolder(config)
-    with connect(config.cluster), ending():
+    check_sinks(config.metrics)
+    if config.sparsity.drop.function is not None:
+        own_score(config.sparsity.drop.function)  # refused here rather than at the first rewire
+    with connect(config.cluster, config.metrics.port), ending():
+        _name_endpoint(config)
         if not is_prepared(config):
             log.info("No prepared histories in %s: preparing", config.data.folder)
             prepare(config)
@@ -48,8 +56,9 @@ def train(config: Config) -> dict[str, Any]:
         _check_resume(config, folder)
         actor = _start_server(config, folder)
         state = _make_start(config, folder, actor)
-        arguments = {"config": config, "server": actor, "server_state": state}
-        with stoppable(config.cluster.grace_seconds, None if actor is None else partial(_ask_to_stop, actor)):
+        stopping = stoppable(config.cluster.grace_seconds, None if actor is None else partial(_ask_to_stop, actor))
+        with stopping, telling("train", folder.progress / "train", "users") as meter:
+            arguments = {"config": config, "server": actor, "server_state": state, "meter": meter}
             summary = run_workers(train_worker, arguments, config, "train")
     if summary["preempted"]:
         raise PreemptedError(
@@ -57,6 +66,15 @@ def train(config: Config) -> dict[str, Any]:
             cause="Run it again to go on.",
         )
     return {**summary, "seconds": time.perf_counter() - began, "seconds_of_training": summary["seconds"]}
+
+
+def _name_endpoint(config: Config) -> None:
+    """Say where the metrics can be scraped."""
+    if "prometheus" in config.metrics.sinks and ray_is_running():
+        import ray
+
+        places = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in ray.nodes()]
+        log.info("Prometheus finds the metrics at %s", ", ".join(places[:8]))
 
 
 def _check_resume(config: Config, folder: RunFolder) -> None:
@@ -101,7 +119,8 @@ def _make_start(config: Config, folder: RunFolder, actor: Any) -> dict[str, Any]
 
         new_selection = partial(RemoteCut, actor, float(config.cluster.timeout_seconds))
     prepared = Prepared(config.data.folder)
-    start = make_start(config, prepared, folder.start, new_selection, partial(worth, prepared))
+    with busy("train", "start") as seen:
+        start = make_start(config, prepared, folder.start, new_selection, partial(worth, prepared), seen)
     log.info("The start %s is there after %.1f s", config.sparsity.start, time.perf_counter() - began)
     server.record_start(config.sparsity.start, live_counts(config, start.live_entries, start.rows))
     return server.state_dict()

@@ -6,6 +6,7 @@ and stored as step 0, so that training never ends below its start.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -25,11 +26,13 @@ from hse_dist.data.prepared import HistoryBlock, Prepared
 from hse_dist.data.stream import HistoryStream
 from hse_dist.evaluate.ranking import rank_users
 from hse_dist.files import new_file
+from hse_dist.memory import resident_bytes
+from hse_dist.progress import Meter
 from hse_dist.ranks import KINDS
-from hse_dist.run_folder import RunFolder
+from hse_dist.run_folder import RunFolder, flat
 from hse_dist.sparsity.tables import layout_state
 from hse_dist.train.best import Best
-from hse_dist.train.metrics import MetricsLog, Progress, Waiting
+from hse_dist.train.metrics import MetricsLog, Rates, Waiting
 from hse_dist.train.step import StepResult, Trainer
 
 REWIRE_METRICS = ("version", "live", "dropped", "grown", "restored", "fraction")
@@ -77,6 +80,8 @@ class Loop:
     store: CheckpointStore
     folder: RunFolder
     report: Report
+    meter: Meter = field(default_factory=Meter)
+    """Of rank 0, for who waits for the job."""
     step: int = 0
     metric: float | None = None
     start_metric: float | None = None
@@ -113,13 +118,19 @@ class Loop:
         if resumed is not None and first:  # a kill may have come between the checkpoint and its journal
             _write_journal(self.folder, self.trainer.journal(resumed.facts["server"]["journal"]))
         # what a run wrote that did not come to its first checkpoint belongs to no run
-        metrics = MetricsLog(self.folder.path, first=first, step=self.step if resumed is not None else -1)
+        metrics = MetricsLog(
+            self.folder.path,
+            first=first,
+            step=self.step if resumed is not None else -1,
+            sinks=self.config.metrics,
+            settings=flat(self.config.model_dump(mode="json")),
+        )
         with closing(metrics), self.store.settled():
             if resumed is None:
                 self._validate(metrics)
                 self._commit(metrics)
             if not self._out_of_patience():
-                self._train(metrics, Progress(self.step, self.trainer.steps))
+                self._train(metrics, Rates(self.step, self.trainer.steps))
             bad_files = self._bad_files(metrics)
         self._report_saved()
         best = self.store.best()
@@ -159,7 +170,7 @@ class Loop:
     def _out_of_patience(self) -> bool:
         return bool(self.config.train.patience) and self.best.worse >= self.config.train.patience
 
-    def _train(self, metrics: MetricsLog, progress: Progress) -> None:
+    def _train(self, metrics: MetricsLog, rates: Rates) -> None:
         """Every step up to the end, or until patience is out."""
         first = self.step + 1
 
@@ -173,7 +184,7 @@ class Loop:
                 batch, following = next(batches, (None, None))
                 if batch is None:
                     return
-                self._step(batch, following, metrics, progress, time.perf_counter() - began)
+                self._step(batch, following, metrics, rates, time.perf_counter() - began)
                 if self._validates():
                     self._validate(metrics)
                     self._commit(metrics)
@@ -185,9 +196,7 @@ class Loop:
                     self.preempted = True
                     return
 
-    def _step(
-        self, batch: Batch, following: Batch | None, metrics: MetricsLog, progress: Progress, waited: float
-    ) -> None:
+    def _step(self, batch: Batch, following: Batch | None, metrics: MetricsLog, rates: Rates, waited: float) -> None:
         settings, began = self.config.train, time.perf_counter()
         self.store.check()
         self.step += 1
@@ -195,9 +204,10 @@ class Loop:
         worked = time.perf_counter() - began
         for waiting in (self.waiting, self.lately):
             waiting.add(waited, worked)
+        metrics.observe_step(worked)
         self.totals.add(result)
         if self.step % settings.log_every == 0:
-            self._log(metrics, progress)
+            self._log(metrics, rates)
         if result.rewired is not None:
             metrics.write("rewire", self.step, {name: result.rewired[name] for name in REWIRE_METRICS})
         # a step that ends an epoch with a validation has its checkpoint after that
@@ -215,18 +225,20 @@ class Loop:
         ended, settings = self.stream.epoch_number, self.config.train
         return not self.stream.blocks and (ended % settings.evaluate_every == 0 or ended == settings.epochs)
 
-    def _log(self, metrics: MetricsLog, progress: Progress) -> None:
-        waits = [0.0] * self.ranks.size
-        waits[self.ranks.rank] = self.lately.share
-        mine = torch.from_numpy(np.concatenate([self.totals.row(), waits]))
+    def _log(self, metrics: MetricsLog, rates: Rates) -> None:
+        own = np.zeros((2, self.ranks.size))  # of each rank, the share of its time that it waits, and its memory
+        own[:, self.ranks.rank] = self.lately.share, resident_bytes(os.getpid())
+        mine = torch.from_numpy(np.concatenate([self.totals.row(), own.flat]))
         shared = self.ranks.sum(mine).numpy()
-        together, waits = Totals.of(shared[: -self.ranks.size]), shared[-self.ranks.size :].tolist()
+        together, (waits, memory) = Totals.of(shared[: -own.size]), shared[-own.size :].reshape(own.shape)
         self._bad_files(metrics)
         self.totals, self.lately = Totals(wire_in_all=self.totals.wire_in_all), Waiting()
         if self.ranks.rank == 0:
             steps, sent = together.steps // self.ranks.size, _by_kind(together.wire_in_all)
             loss = together.loss / together.steps if together.steps else None
-            values = progress.line(self.step, loss, together.users, self.trainer.live, sent, max(waits))
+            values, words = rates.line(self.step, loss, together.users, self.trainer.live, sent, float(waits.max()))
+            values["memory_bytes"] = int(memory.max())
+            self.meter(self.step / self.trainer.steps, together.users, words)
             values["wire_bytes_per_step"] = _by_kind(together.wire // max(steps, 1))
             if self.config.train.on_nan == "skip":
                 values["skipped"] = len(self.trainer.skipped)

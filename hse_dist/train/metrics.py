@@ -1,24 +1,23 @@
-"""What a run says while it runs: `metrics.jsonl`, TensorBoard scalars, a progress line.
+"""What a run says while it runs: `metrics.jsonl`, the sinks that `metrics.sinks` names, a line for people.
 
 In: numbers of rank 0. Out: one JSON line an event (`kind` = train, validate, rewire or bad_file; each with its step),
-the same as scalars, and a log line. A resumed run first forgets what came after its checkpoint, so no step is counted
-twice: it puts a new file in the place of the old one, so that a worker of before that still lives writes where nobody
-reads.
+the same numbers in the sinks, and words. A resumed run first forgets what came after its checkpoint, so no step
+is counted twice: it puts a new file in the place of the old one, so that a worker of before that still lives writes
+where nobody reads.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from hse_dist.config import MetricsSettings
 from hse_dist.files import new_file
-
-log = logging.getLogger(__name__)
+from hse_dist.train.sinks import Run, Sink, open_sinks
 
 
 def keep_until(path: Path, step: int) -> list[str]:
@@ -45,36 +44,46 @@ class MetricsLog:
         folder: the run folder.
         first: whether this is the rank that writes.
         step: of the checkpoint that the run goes on from; -1 for a new one.
+        sinks: where else the numbers go.
+        settings: of the run, for sinks that show them.
 
     Attributes:
         bad_files: those that have a line.
     """
 
-    def __init__(self, folder: Path, *, first: bool, step: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first: bool,
+        step: int,
+        sinks: MetricsSettings | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
         self.bad_files: set[str] = set()
         self._file: IO[str] | None = None
-        self._board: Any = None
+        self._sinks: list[Sink] = []
         if not first:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         kept = [json.loads(line) for line in keep_until(folder / "metrics.jsonl", step)]
         self.bad_files |= {line["path"] for line in kept if line["kind"] == "bad_file"}
         # held open for its whole life: by its path it might be the file of another worker
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._sinks = open_sinks(sinks or MetricsSettings(), Run(folder, step, kept, settings))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one event; in TensorBoard a dictionary is a scalar a key."""
+        """Append one event; in the sinks a dictionary is a number a key."""
         if self._file is None:
             return
         self._file.write(json.dumps({"kind": kind, "step": step, **values}, sort_keys=True) + "\n")
-        for name, value in values.items():
-            parts = value if isinstance(value, dict) else {None: value}
-            for part, number in parts.items():
-                if isinstance(number, int | float):
-                    self._board.add_scalar(f"{kind}/{name}" + (f"/{part}" if part else ""), number, step)
+        for sink in self._sinks:
+            sink.write(kind, step, values)
+
+    def observe_step(self, seconds: float) -> None:
+        """Tell the sinks how long a step of this rank took."""
+        for sink in self._sinks:
+            sink.observe_step(seconds)
 
     def sync(self) -> None:
         """Bring the lines to the disk: a checkpoint of their steps is about to be."""
@@ -82,10 +91,11 @@ class MetricsLog:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flush the scalars."""
+        """Close the file and the sinks."""
         if self._file is not None:
             self._file.close()
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 @dataclass
@@ -107,8 +117,8 @@ class Waiting:
         return self.waited / max(self.waited + self.worked, 1e-9)
 
 
-class Progress:
-    """Rates between two lines, and when it will be over."""
+class Rates:
+    """What happened between two lines, and when it will be over."""
 
     def __init__(self, step: int, steps: int) -> None:
         self.steps, self.began, self.began_at = steps, step, time.perf_counter()
@@ -116,11 +126,12 @@ class Progress:
 
     def line(
         self, step: int, loss: float | None, users: int, live: int, wire_bytes: dict[str, int], wait_share: float
-    ) -> dict[str, Any]:
-        """The values of a training line; `users` of all ranks since the last line, `wire_bytes` since the start.
+    ) -> tuple[dict[str, Any], str]:
+        """The values of a training line, and the same in words.
 
         Args:
             loss: None where all steps were left out.
+            users: of all ranks since the last line. wire_bytes: since the start.
         """
         now = time.perf_counter()
         seconds = max(now - self.last_at, 1e-9)
@@ -134,17 +145,11 @@ class Progress:
             "eta_seconds": (self.steps - step) * (now - self.began_at) / max(step - self.began, 1),
         }
         self.last, self.last_at = step, now
-        log.info(
-            "step %d/%d  loss %s  %.1f steps/s  %.0f users/s  %d live  %.1f MB on the wire  %.1f %% waiting  "
-            "%.0f s to go",
-            step,
-            self.steps,
-            "none" if loss is None else f"{loss:.4f}",
-            values["steps_per_second"],
-            values["users_per_second"],
-            live,
-            sum(wire_bytes.values()) / 1e6,
-            100 * wait_share,
-            values["eta_seconds"],
+        sent = sum(wire_bytes.values()) / 1e6
+        shown = "none" if loss is None else f"{loss:.4f}"
+        words = (
+            f"step {step}/{self.steps}  loss {shown}  {values['steps_per_second']:.1f} steps/s  "
+            f"{values['users_per_second']:.0f} users/s  {live} live  {sent:.1f} MB on the wire  "
+            f"{100 * wait_share:.1f} % waiting  {values['eta_seconds']:.0f} s to go"
         )
-        return values
+        return values, words

@@ -19,6 +19,7 @@ from hse_dist.config import Config
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.stream import HistoryStream
 from hse_dist.files import write_json
+from hse_dist.progress import Meter
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.client import GroupTransport, Transport
@@ -33,7 +34,8 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     """Train on this rank.
 
     Args:
-        arguments: `config`, and `server`, the actor's handle or None where the process group carries the messages.
+        arguments: `config`, `server`, the actor's handle or None where the process group carries the messages,
+            `server_state`, and perhaps `meter`, the path of the note for who waits.
     """
     config: Config = arguments["config"]
     folder = RunFolder(config)
@@ -63,7 +65,8 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     trainer = Trainer(config, table, transport, ranks, steps, ahead, prepared.counts())
     trainer.take_up(state)
     report = reporter(ranks, config.cluster.workers > 0)
-    loop = Loop(config, trainer, stream, prepared, store, folder, report)
+    meter = Meter(arguments.get("meter", ""))
+    loop = Loop(config, trainer, stream, prepared, store, folder, report, meter)
     with living(transport, ranks, loop):
         return loop.run(resumed)
 

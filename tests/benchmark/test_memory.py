@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from hse_dist.benchmark import memory
-from hse_dist.benchmark.memory import RandomStart, Watcher, benchmark_memory, resident_bytes
+from hse_dist.benchmark.memory import RandomStart, Watcher, benchmark_memory
 from hse_dist.errors import ResourceError
+from hse_dist.memory import resident_bytes
 
 SHAPE = {"dims": 65_536, "live": 16, "chunk_width": 16, "users": 64, "history": 20, "candidates": 2048}
 

@@ -1,88 +1,16 @@
+"""What `prepare` says of itself."""
+
 from __future__ import annotations
 
 import logging
 import re
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hse_dist.data import progress
 from hse_dist.data.prepare import prepare
-from hse_dist.data.progress import Meter, Progress
-
-
-class Lines(logging.Handler):
-    """Takes the lines, and lets the test wait for them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-        self.came = threading.Event()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
-        self.came.set()
-
-
-@pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN", 0.02)
-    handler, level = Lines(), progress.log.level
-    progress.log.addHandler(handler)
-    progress.log.setLevel(logging.INFO)
-    yield handler
-    progress.log.removeHandler(handler)
-    progress.log.setLevel(level)
-
-
-def wait_for(lines: Lines, text: str) -> str:
-    while True:
-        assert lines.came.wait(30), lines.lines
-        lines.came.clear()
-        if found := next((line for line in lines.lines if text in line), None):
-            return found
-
-
-def test_a_line_has_stage_shares_rate_and_seconds_to_go(tmp_path: Path, lines: Lines) -> None:
-    driver = Progress(tmp_path / "notes", {"spill": 3.0, "group": 1.0})
-    with driver.stage("spill", [30.0, 10.0]) as meter:
-        assert "just begun" in wait_for(lines, "prepare: spill 0 %, 0 % of all, 0 interactions/s")
-        Meter(meter(0))(1.0, 3000)
-        Meter(meter(1))(0.5, 700)
-        # of 40, 30 + 5 are done; the stage is three quarters of all
-        line = wait_for(lines, "prepare: spill 88 %, 66 % of all")
-        assert re.search(r"[1-9][\d,]* interactions/s, \d+ s to go$", line)
-    with driver.stage("group", [1.0]) as meter:
-        Path(meter(0)).write_text("0.5")  # half a note
-        wait_for(lines, "prepare: group 0 %, 75 % of all")
-    said = len(lines.lines)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("progress")]
-    assert len(lines.lines) == said
-
-
-def test_a_stage_that_fails_is_no_longer_told_of(tmp_path: Path, lines: Lines) -> None:
-    driver = Progress(tmp_path / "notes", {"spill": 1.0})
-    with pytest.raises(KeyError), driver.stage("spill", []):
-        wait_for(lines, "prepare: spill 100 %")
-        raise KeyError
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("progress")]
-
-
-def test_a_task_notes_now_and_then_and_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    meter, note = Meter(str(tmp_path / "note")), tmp_path / "note"
-    meter(0.1, 10)
-    now[0] += 0.5
-    meter(0.2, 20)
-    assert note.read_text().split() == ["0.100000", "10"]
-    now[0] += 0.6
-    meter(0.3, 30)
-    meter(1.0, 100)
-    assert note.read_text().split() == ["1.000000", "100"]
-    Meter("")(1.0, 1)
+from hse_dist.progress import Meter
 
 
 def test_prepare_says_how_far_it_is_and_what_it_did(
@@ -91,7 +19,7 @@ def test_prepare_says_how_far_it_is_and_what_it_did(
     write_log: Any,
     random_log: Any,
     caplog: pytest.LogCaptureFixture,
-    lines: Lines,
+    lines: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     note = Meter.__call__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +379,9 @@ def test_workers_whose_run_another_job_has_taken_over_write_no_checkpoint(tmp_pa
 
     def overtaken(self: Trainer, batch: Any, number: int, *following: Any) -> Any:
         if number == 7:
+            until = time.monotonic() + 30
+            while store_of(config).latest().step < 4 and time.monotonic() < until:  # a thread writes it
+                time.sleep(0.01)
             RunFolder(config).take_over("another job")
         return step(self, batch, number, *following)
 
