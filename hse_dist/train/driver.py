@@ -50,7 +50,7 @@ def train(config: Config) -> dict[str, Any]:
         state = _make_start(config, folder, actor)
         arguments = {"config": config, "server": actor, "server_state": state}
         with stoppable(config.cluster.grace_seconds, None if actor is None else partial(_ask_to_stop, actor)):
-            summary = run_workers(train_worker, arguments, config, "train")
+            summary = run_workers(train_worker, arguments, config, "train", resumes=True)
     if summary["preempted"]:
         raise PreemptedError(
             f"Stopped by SIGTERM after step {summary['steps']}, with a checkpoint.",
