@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hse_dist import errors, preemption
+from hse_dist import errors
 from hse_dist.config import ClusterSettings, Config
 from hse_dist.errors import HseError, NumericError, PlanError, ResourceError, TrainingError, UserError
 from hse_dist.files import read_json, write_json
@@ -102,9 +102,9 @@ def _check_resources(settings: ClusterSettings) -> None:
     import ray
 
     there = ray.cluster_resources()
-    wanted = {"CPU": settings.workers * settings.cpus_per_worker}
+    wanted = {"CPU": settings.fewest * settings.cpus_per_worker}
     if settings.device == "cuda":
-        wanted["GPU"] = settings.workers
+        wanted["GPU"] = settings.fewest
     short = [f"{need} {name}, has {there.get(name, 0):g}" for name, need in wanted.items() if there.get(name, 0) < need]
     if short:
         raise ResourceError(
@@ -131,12 +131,14 @@ def usable_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def run_workers(work: Work, arguments: dict[str, Any], config: Config, name: str) -> Any:
+def run_workers(work: Work, arguments: dict[str, Any], config: Config, name: str, *, resumes: bool = False) -> Any:
     """`work(ranks, arguments)` on every rank; what rank 0 returned (JSON).
 
     Args:
         work: a module-level function; it may use `ray.train` when `ray_is_running()`.
         name: of the job, for Ray and for messages.
+        resumes: whether the work stops when it is asked to (`preemption.py`) and goes on where it stopped, so that its
+            ranks may become more or fewer; other work keeps to the fewest.
 
     Raises:
         HseError: as a worker raised it.
@@ -148,12 +150,14 @@ def run_workers(work: Work, arguments: dict[str, Any], config: Config, name: str
         prepare_process(settings)
         with process_group(0, 1, free_address(), device, settings.timeout_seconds) as ranks:
             return work(ranks, arguments)
-    return _run_on_ray(work, arguments, config, name)
+    return _run_on_ray(work, arguments, config, name, elastic=resumes and settings.fewest < settings.most)
 
 
-def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str) -> Any:
+def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str, *, elastic: bool) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+
+    from hse_dist.backend import torch_config
 
     settings, folder = config.cluster, Path(config.run.folder).resolve()
     # a worker that is stopped answers nothing, and must be given up as one that waits in vain for other ranks
@@ -166,7 +170,8 @@ def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str
         _ray_worker,
         train_loop_config=call,
         scaling_config=ScalingConfig(
-            num_workers=settings.workers,
+            num_workers=(settings.fewest, settings.most) if elastic else settings.fewest,
+            elastic_resize_monitor_interval_s=settings.resize_seconds,
             use_gpu=settings.device == "cuda",
             resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": 1} if settings.device == "cuda" else {}),
         ),
@@ -175,7 +180,7 @@ def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str
             storage_path=str(folder / "ray"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
-        torch_config=_torch_config(settings),
+        torch_config=torch_config(settings),
     )
     try:
         trainer.fit()
@@ -191,25 +196,6 @@ def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str
     finally:
         failure.unlink(missing_ok=True)
     return _take(result, name)
-
-
-def _torch_config(settings: ClusterSettings) -> Any:
-    """What Ray Train does on each worker before the work: the process group, and an ear for SIGTERM."""
-    from ray.train.torch import TorchConfig
-
-    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            # in the main thread of each worker, where alone a signal can be caught; the work runs in another one
-            worker_group.execute(preemption.listen)
-            super().on_start(worker_group, backend_config)
-
-    class Settings(TorchConfig):
-        @property
-        def backend_cls(self) -> Any:
-            return Backend
-
-    backend = "gloo" if settings.device == "cpu" else "cpu:gloo,cuda:nccl"
-    return Settings(backend=backend, timeout_s=settings.timeout_seconds)
 
 
 def _take(result: Path, name: str) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hse_dist.config.base import Fraction, Settings
 
@@ -67,9 +68,28 @@ class TrainSettings(Settings):
     """What NaN or infinity in a loss, row or gradient does: end the run, or leave out that step on all ranks."""
 
 
+def _range(workers: int | str) -> tuple[int, int]:
+    """The fewest and the most workers."""
+    if isinstance(workers, int):
+        return workers, workers
+    fewest, most = workers.split("..")
+    return int(fewest), int(most)
+
+
+def _workers(value: Any) -> Any:
+    if type(value) is int and value >= 0:
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[1-9]\d{0,5}\.\.[1-9]\d{0,5}", value):
+        fewest, most = _range(value)
+        if fewest <= most:
+            return value
+    raise ValueError('Input should be a whole number from 0, or a range like "2..4"')
+
+
 class ClusterSettings(Settings):
-    workers: NonNegativeInt = 2
-    """Ray Train workers, one rank each; 0: train in this process without Ray."""
+    workers: Annotated[int | str, BeforeValidator(_workers)] = 2
+    """Ray Train workers, one rank each; 0: train in this process without Ray; "2..4": elastic, as many as the cluster
+    has room for, at least 2 and at most 4. Only training is elastic, other jobs take the fewest."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the tables and the arithmetic live."""
     cpus_per_worker: PositiveInt = 1
@@ -82,8 +102,21 @@ class ClusterSettings(Settings):
     """Wait after which the log names the ranks that are slow or silent."""
     grace_seconds: PositiveInt = 30
     """From SIGTERM to the end of the job: time for the step that is under way and for a checkpoint."""
+    resize_seconds: PositiveFloat = 60.0
+    """How often an elastic run looks whether it has room for more workers; it then stops with a checkpoint and goes on
+    with them."""
     max_failures: NonNegativeInt = 2
     """Restarts of the workers before the run gives up."""
+
+    @property
+    def fewest(self) -> int:
+        """Workers that a job needs; equal to `most` unless it is elastic."""
+        return _range(self.workers)[0]
+
+    @property
+    def most(self) -> int:
+        """Workers that a training job may have."""
+        return _range(self.workers)[1]
 
 
 class EvaluateSettings(Settings):

@@ -270,7 +270,7 @@ class _Round:
 
     def _inside(self, driver: _Driver, kind: Any, draw: random.Random) -> bool:
         name = f"{self.record.faults.total():04d}-{kind}"
-        rank = draw.randrange(self.config.cluster.workers)
+        rank = draw.randrange(self.config.cluster.fewest)
         fault = faults.Planted(name, kind, rank, self.step() + draw.randrange(1, 6), DELAY_SECONDS)
         faults.plant(self.plan, fault)
         end = time.monotonic() + LIMIT_SECONDS

@@ -59,7 +59,7 @@ def train(config: Config) -> dict[str, Any]:
         stopping = stoppable(config.cluster.grace_seconds, None if actor is None else partial(_ask_to_stop, actor))
         with stopping, telling("train", folder.progress / "train", "users") as meter:
             arguments = {"config": config, "server": actor, "server_state": state, "meter": meter}
-            summary = run_workers(train_worker, arguments, config, "train")
+            summary = run_workers(train_worker, arguments, config, "train", resumes=True)
     if summary["preempted"]:
         raise PreemptedError(
             f"Stopped by SIGTERM after step {summary['steps']}, with a checkpoint.",

@@ -64,7 +64,7 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     transport = join_server(config, arguments.get("server"), ranks, steps, state)
     trainer = Trainer(config, table, transport, ranks, steps, ahead, prepared.counts())
     trainer.take_up(state)
-    report = reporter(ranks, config.cluster.workers > 0)
+    report = reporter(ranks, config.cluster.most > 0)
     meter = Meter(arguments.get("meter", ""))
     loop = Loop(config, trainer, stream, prepared, store, folder, report, meter)
     with living(transport, ranks, loop):
