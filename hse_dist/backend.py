@@ -12,6 +12,7 @@ import logging
 import time
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig
 
@@ -55,15 +56,16 @@ def stop_in_order(worker_group: Any, grace_seconds: float) -> None:
     status = worker_group.get_latest_poll_status()
     if status is None or status.errors or status.finished:
         return
-    limit = time.monotonic() + grace_seconds
+    limit, workers = time.monotonic() + grace_seconds, worker_group.get_workers()
     try:
         worker_group.execute(preemption.ask)
-        # also hands on what the workers report, for which they would wait otherwise
-        while not (status.errors or status.finished):
-            if time.monotonic() > limit:
-                log.warning("No checkpoint within %.0f s (cluster.grace_seconds): the last one counts", grace_seconds)
+        while time.monotonic() < limit:
+            # not by the group's own poll, which is over; what workers report, and would wait with, is taken and dropped
+            states = ray.get([worker.actor.poll_status.remote() for worker in workers], timeout=grace_seconds)
+            if any(state.error for state in states) or not any(state.running for state in states):
                 return
             time.sleep(POLL_SECONDS)
-            status = worker_group.poll_status(timeout=max(limit - time.monotonic(), POLL_SECONDS))
     except RayError as error:
         log.warning("A worker was lost while the workers stopped, and the last checkpoint counts: %s", error)
+    else:
+        log.warning("No checkpoint within %.0f s (cluster.grace_seconds): the last one counts", grace_seconds)

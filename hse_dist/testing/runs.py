@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,22 @@ def small_config(folder: Path, data: Path, **changes: Any) -> Config:
             table = table.setdefault(section, {})
         table[name] = value
     return parse_config(raw, "of a test")
+
+
+def as_toml(config: Config) -> str:
+    """The configuration as the text of a file."""
+    return "\n".join(_toml_lines(config.model_dump(mode="json", exclude_none=True), ""))
+
+
+def _toml_lines(table: dict[str, Any], path: str) -> Iterator[str]:
+    if path:
+        yield f"[{path}]"
+    sections = {name: value for name, value in table.items() if isinstance(value, dict)}
+    for name, value in table.items():
+        if name not in sections:
+            yield f"{name} = {json.dumps(value)}"
+    for name, section in sections.items():
+        yield from _toml_lines(section, f"{path}.{name}".lstrip("."))
 
 
 def store_of(config: Config) -> CheckpointStore:
