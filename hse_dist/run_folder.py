@@ -31,6 +31,7 @@ FREE = (
     "train.on_nan",
     "data.on_bad_file",
     "data.folder",
+    "data.schemes",
     "data.memory_mb",
     "data.tasks",
     "data.source",
