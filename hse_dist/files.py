@@ -76,8 +76,16 @@ def read_json(path: str | Path, what: str) -> Any:
         DataError: the file is missing or is not JSON.
     """
     try:
+        refuse_devices(path)
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"There is no {what} at {path}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"The {what} at {path} cannot be read: {error}.") from None
+
+
+def refuse_devices(path: str | Path) -> None:
+    """Raise OSError where `path` is there and no file: a pipe or a device, also behind a link, may have no end."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a file")

@@ -243,8 +243,10 @@ def _changed(draw: st.DrawFn, column: pa.Array) -> pa.Array:
         )
     elif pa.types.is_floating(kind):
         odd = (0.0, -1.0, *NOT_NUMBERS, 1e30 if kind.bit_width > 16 else 6e4)
-    else:
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
         odd = ("", "\0", "x" * 100)
+    else:
+        return column
     for _ in range(draw(st.integers(1, 3))):
         if found:
             found[draw(st.integers(0, len(found) - 1))] = draw(st.sampled_from(odd))

@@ -105,9 +105,7 @@ any_file = st.sampled_from(sorted(LOGS)).flatmap(lambda name: st.tuples(st.just(
 any_table = hostile_table(TABLE).map(lambda table: ("t.parquet", parquet(table)))
 
 
-any_bomb = st.sampled_from(["a.parquet", "b.parquet"]).flatmap(
-    lambda name: st.tuples(st.just(name), bomb(LOGS[name]))
-)
+any_bomb = st.sampled_from(["a.parquet", "b.parquet"]).flatmap(lambda name: st.tuples(st.just(name), bomb(LOGS[name])))
 any_log = st.one_of(any_file, any_table, any_bomb)
 
 
