@@ -1,7 +1,7 @@
 """What the manifest of a prepared folder says of its files, once it has been held against what can be true.
 
-In: a folder. Out: the manifest, and its files by split. A manifest is a text that anybody can change: it may not lead out
-of its folder, nor make a reader set memory aside for users that its files cannot hold.
+In: a folder. Out: the manifest, and its files by split. A manifest is a text that anybody can change: it may not lead
+out of its folder, nor make a reader set memory aside for users that its files cannot hold.
 """
 
 from __future__ import annotations

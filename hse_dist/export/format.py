@@ -233,7 +233,7 @@ def _checked(
     bad[owner[~(np.abs(values) <= MOST_NUMBER)]] = True
     if bad.any():
         raise NumericError(
-            f"A value or the gain of item row {first + int(np.argmax(bad))} is not finite as {value_type}, or above 2^30.",
+            f"A value or the gain of row {first + int(np.argmax(bad))} is not finite as {value_type}, or above 2^30.",
             cause="Training diverged, or the values exceed what float16 holds (65 504).",
         )
     return columns, values, gains
@@ -249,8 +249,8 @@ def load_export(folder: str | Path) -> Export:
     """Read an export after checking its manifest and the size and sha256 of its files.
 
     Raises:
-        ExportError: the folder is missing, of another version, incomplete or damaged; or its files, checksums or not, hold
-            what no export has: compiled kernels index memory by what they say.
+        ExportError: the folder is missing, of another version, incomplete or damaged; or its files, checksums or not,
+            hold what no export has: compiled kernels index memory by what they say.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)

@@ -1,8 +1,8 @@
 """Bad and hostile input for tests: how it is made, and what may come of it.
 
 In: a good file's bytes, JSON or columns. Out: hypothesis strategies of what may have become of them, by accident or on
-purpose; and `survives`, which holds an action to the one promise: it succeeds, or it raises an `HseError` that names the
-file and the reason, soon, in little memory, and leaves nothing half-written.
+purpose; and `survives`, which holds an action to the one promise: it succeeds, or it raises an `HseError` that names
+the file and the reason, soon, in little memory, and leaves nothing half-written.
 
 `few_and_many` makes two tests of one property: one of the ordinary suite, and one marked slow with many more cases.
 HSE_FUZZ_SEED picks other cases than those of seed 0.

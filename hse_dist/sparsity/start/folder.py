@@ -68,8 +68,8 @@ class StartFolder:
         manifest: see the module.
 
     Raises:
-        DataError: there is no finished start, or it is of another version; a file of it is missing or holds what no start
-            has: what is read indexes memory.
+        DataError: there is no finished start, or it is of another version; a file of it is missing or holds what no
+            start has: what is read indexes memory.
     """
 
     def __init__(self, folder: str | Path) -> None:
