@@ -239,8 +239,13 @@ def _lasting_error(path: Path) -> HseError | None:
     if not path.exists():
         return None
     fields = read_json(path, "error of a worker")
-    kind: type[HseError] = getattr(errors, fields.pop("kind"))
-    return kind(**fields)
+    try:
+        kind = getattr(errors, fields.pop("kind"))
+        if isinstance(kind, type) and issubclass(kind, HseError):
+            return kind(**fields)
+    except (AttributeError, KeyError, TypeError):
+        pass
+    return TrainingError(f"A worker failed, but what it wrote to {path} cannot be read.")
 
 
 def _ray_worker(call: dict[str, Any]) -> None:

@@ -213,7 +213,7 @@ class TensorsOnly(DefaultLoadPlanner):
 def _refuse_bombs(data: bytes) -> None:
     """Raise ValueError where a pickle claims to be longer than it is: Python sets that memory aside first."""
     for code, argument, _ in pickletools.genops(data):
-        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument) > len(data):  # type: ignore[call-overload]
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
             raise ValueError(f"it remembers {argument} objects")
 
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from hse_dist.config import Config, DataSettings
 from hse_dist.data import catalog, synthetic
-from hse_dist.data.histories import SPLITS
+from hse_dist.data.manifest import SPLITS
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.progress import Progress
 from hse_dist.data.rounds import (

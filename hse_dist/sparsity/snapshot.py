@@ -73,7 +73,7 @@ def read_snapshot(path: Path, name: str, fingerprint: str) -> Snapshot | None:
             raise ValueError("its journal is empty")
         for key, kind in KINDS.items():
             value = getattr(found, key)
-            if type(value) is not kind or (kind is int and not 0 <= value < MOST):
+            if type(value) is not kind or (isinstance(value, int) and not 0 <= value < MOST):
                 raise ValueError(f"its {key} is {str(value)[:80]}")
     except (HseError, TypeError, ValueError) as error:
         log.warning("The SparsityServer's snapshot %s is of no use: %s", path, error)

@@ -326,7 +326,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 def resume(trained: Config, folder: Path, change: Callable[[Path], None]) -> None:
-    """Go on from the checkpoint after the fifth step, whose manifest vouches for a change; a rewire comes at the sixth."""
+    """Go on from the checkpoint after the fifth step, whose manifest vouches for a change; the sixth rewires."""
     shutil.rmtree(folder / "run", ignore_errors=True)
     shutil.copytree(trained.run.folder, folder / "run")
     raw = trained.model_dump(mode="json")
