@@ -190,15 +190,12 @@ def read_record(path: Path, what: str) -> dict[str, Any]:
     """The JSON object in a file of a run folder.
 
     Raises:
-        DataError: there is no such file, or it is not JSON. RunFolderError: it is no object, or one in one too often.
+        DataError: there is no such file, or it is not JSON. RunFolderError: it is no object.
     """
     content = read_json(path, what)
-    try:
-        if isinstance(content, dict) and flat(content) is not None:
-            return content
-    except RecursionError:
-        pass
-    raise RunFolderError(f"The {what} at {path} is not one that a run has written.")
+    if not isinstance(content, dict):
+        raise RunFolderError(f"The {what} at {path} is not one that a run has written.")
+    return content
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

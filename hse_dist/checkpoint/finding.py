@@ -21,6 +21,7 @@ from hse_dist.checkpoint.place import ASIDE, LocalPlace, Place
 from hse_dist.checkpoint.saving import FACTS
 from hse_dist.checkpoint.streams import Files
 from hse_dist.errors import RunFolderError
+from hse_dist.files import too_deep
 
 NUMBERS = ("metric", "start_metric", "best", "worse")
 """Facts that are numbers, or nothing."""
@@ -93,7 +94,7 @@ def _look(place: Place, name: str) -> Checkpoint:
         facts = json.loads(files.read_checked(FACTS))
     except (ValueError, RecursionError) as error:
         raise Damaged(f"the file {FACTS} is not JSON ({error})") from None
-    if not isinstance(facts, dict) or facts.get("step", manifest.step) != manifest.step:
+    if not isinstance(facts, dict) or too_deep(facts) or facts.get("step", manifest.step) != manifest.step:
         raise Damaged(f"the file {FACTS} has no facts of a checkpoint")
     for key in NUMBERS:
         number = facts.get(key)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hse_dist.errors import RunFolderError
-from hse_dist.files import new_file
+from hse_dist.files import new_file, too_deep
 from hse_dist.report.svg import bars, lines, number
 from hse_dist.run_folder import flat, read_record
 
@@ -102,7 +102,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except (ValueError, RecursionError):
             continue
-    return [one for one in found if isinstance(one, dict) and _number(one.get("step")) is not None]
+    events = [one for one in found if isinstance(one, dict) and not too_deep(one)]
+    return [one for one in events if _number(one.get("step")) is not None]
 
 
 def _number(value: Any) -> float | None:
