@@ -233,7 +233,7 @@ def _checked(
     bad[owner[~(np.abs(values) <= MOST_NUMBER)]] = True
     if bad.any():
         raise NumericError(
-            f"A value or the gain of row {first + int(np.argmax(bad))} is not finite as {value_type}, or above 2^30.",
+            f"A value or gain of item row {first + int(np.argmax(bad))} is not finite as {value_type}, or above 2^30.",
             cause="Training diverged, or the values exceed what float16 holds (65 504).",
         )
     return columns, values, gains

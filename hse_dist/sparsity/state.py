@@ -18,7 +18,7 @@ def check_state(state: Any) -> dict[str, Any]:
         raise ValueError("the state of the SparsityServer has no journal")
     version, last = state.get("version"), 0
     for entry in state["journal"]:
-        if not isinstance(entry, dict) or not (_count(entry.get("version")) and _count(entry.get("step"))):
+        if not isinstance(entry, dict) or not (_count(entry.get("version")) and _count(entry.get("step", 0))):
             raise ValueError(f"the journal of the SparsityServer has the entry {str(entry)[:80]}")
         if any(not _count(entry[name]) for name in ("live", "goal") if name in entry):
             raise ValueError(f"the journal of the SparsityServer has no number of live entries in version {last}")
