@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(DEVICE)
 DEMO := runs/demo
 
-.PHONY: install demo doctor test test-slow coverage check clean
+.PHONY: install demo doctor test test-slow coverage check audit clean
 
 install: $(STAMP)
 
@@ -39,6 +39,14 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# known vulnerabilities of the pinned versions: asks the package index's database, so it needs the network, and is no part
+# of `make test`. In an environment of its own, as it must not change what it looks at.
+AUDIT := build/audit
+audit:
+	@test -x $(AUDIT)/bin/pip-audit || ( $(PYTHON) -m venv $(AUDIT) && \
+	    $(AUDIT)/bin/python -m pip install --disable-pip-version-check --quiet pip-audit==2.10.1 )
+	$(AUDIT)/bin/pip-audit --requirement deploy/constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 clean:
 	rm -rf .venv runs .coverage* .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

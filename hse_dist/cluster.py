@@ -26,6 +26,7 @@ from hse_dist.config import ClusterSettings, Config
 from hse_dist.errors import HseError, NumericError, PlanError, ResourceError, TrainingError, UserError
 from hse_dist.files import read_json, write_json
 from hse_dist.log import set_levels
+from hse_dist.loopback import keep_to_loopback, keep_to_ourselves
 from hse_dist.ranks import Ranks, free_address, process_group
 from hse_dist.tasks import ray_is_running
 
@@ -59,10 +60,10 @@ def connect(settings: ClusterSettings, metrics_port: int | None = None) -> Itera
     # a relative folder means the same in a worker as on the command line
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if not address:
+        keep_to_loopback()
+        keep_to_ourselves()
         # nobody takes a node of a local cluster away
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        # else Ray replaces 127.0.0.1 by the machine's address in its network, and listens there; read at `import ray`
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     started = time.perf_counter()
@@ -148,6 +149,7 @@ def run_workers(work: Work, arguments: dict[str, Any], config: Config, name: str
     if settings.workers == 0:
         device = usable_device(settings.device)
         prepare_process(settings)
+        keep_to_loopback()
         with process_group(0, 1, free_address(), device, settings.timeout_seconds) as ranks:
             return work(ranks, arguments)
     return _run_on_ray(work, arguments, config, name, elastic=resumes and settings.fewest < settings.most)
@@ -229,8 +231,13 @@ def _lasting_error(path: Path) -> HseError | None:
     if not path.exists():
         return None
     fields = read_json(path, "error of a worker")
-    kind: type[HseError] = getattr(errors, fields.pop("kind"))
-    return kind(**fields)
+    try:
+        kind = getattr(errors, fields.pop("kind"))
+        if isinstance(kind, type) and issubclass(kind, HseError):
+            return kind(**fields)
+    except (AttributeError, KeyError, TypeError):
+        pass
+    return TrainingError(f"A worker failed, but what it wrote to {path} cannot be read.")
 
 
 def _ray_worker(call: dict[str, Any]) -> None:

@@ -18,6 +18,9 @@ from typing import Any
 
 from hse_dist.errors import DataError
 
+DEEPEST = 50
+"""Levels of JSON."""
+
 
 @contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
@@ -76,8 +79,32 @@ def read_json(path: str | Path, what: str) -> Any:
         DataError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        refuse_devices(path)
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if too_deep(content):
+            raise ValueError("it is nested too deeply")
     except FileNotFoundError:
         raise DataError(f"There is no {what} at {path}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"The {what} at {path} cannot be read: {error}.") from None
+    return content
+
+
+def too_deep(tree: Any) -> bool:
+    """Whether JSON is nested more deeply than anything of ours: what looks at it calls itself, and Python ends that."""
+    level = [tree]
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for one in level
+            if isinstance(one, dict | list)
+            for part in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
+
+
+def refuse_devices(path: str | Path) -> None:
+    """Raise OSError where `path` is there and no file: a pipe or a device, also behind a link, may have no end."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a file")

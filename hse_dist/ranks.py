@@ -113,9 +113,9 @@ def process_group(rank: int, size: int, address: str, device: torch.device, time
     """A default process group for the block: nccl with gloo for CPU tensors on CUDA, gloo on CPU."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
-    dist.init_process_group(
-        backend, init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds)
-    )
+    # torch's TCPStore listens on every interface, whatever the address; a rank alone needs none
+    meeting: dict[str, Any] = {"store": dist.HashStore()} if size == 1 else {"init_method": f"tcp://{address}"}
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout_seconds), **meeting)
     try:
         yield Ranks(device)
         dist.barrier()  # a rank that leaves while another's exchange is under way would abort it

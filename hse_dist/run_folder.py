@@ -32,6 +32,7 @@ FREE = (
     "train.on_nan",
     "data.on_bad_file",
     "data.folder",
+    "data.schemes",
     "data.memory_mb",
     "data.tasks",
     "data.source",
@@ -72,7 +73,7 @@ class RunFolder:
     @property
     def identity(self) -> str:
         """Of the settings that the run was made with, as hexadecimal digits; its checkpoints carry it."""
-        there = flat(read_json(self.settings, "run's configuration"))
+        there = flat(read_record(self.settings, "run's configuration"))
         kept = {key: value for key, value in there.items() if not key.startswith(FREE)}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -122,7 +123,7 @@ class RunFolder:
         """
         if not self.data.exists():
             what = f"The run in {self.path} does not say which data it was trained on."
-        elif read_json(self.data, "record of the run's data").get("fingerprint") != data.fingerprint:
+        elif read_record(self.data, "record of the run's data").get("fingerprint") != data.fingerprint:
             what = f"The run in {self.path} was trained on other data than these."
         else:
             return
@@ -144,7 +145,7 @@ class RunFolder:
         Raises:
             ProtocolError: one has.
         """
-        if not self.owner.exists() or read_json(self.owner, "owner of the run")["owner"] != owner:
+        if not self.owner.exists() or read_record(self.owner, "owner of the run").get("owner") != owner:
             raise ProtocolError(f"Another job has taken over the run in {self.path}: this one writes no checkpoint.")
 
     def check(self) -> None:
@@ -173,7 +174,7 @@ class RunFolder:
 
     def _then(self) -> dict[str, Any]:
         """The run's settings; those that its version of the program did not know have their usual values."""
-        then: dict[str, Any] = read_json(self.settings, "run's configuration")
+        then = read_record(self.settings, "run's configuration")
         with suppress(ConfigError):  # one that this version does not know is named as a difference
             then = parse_config(then, str(self.settings)).model_dump(mode="json")
         return then
@@ -184,6 +185,18 @@ class RunFolder:
             yield
         except OSError as error:
             raise RunFolderError(f"The run folder {self.path} cannot be written: {error}.") from None
+
+
+def read_record(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file of a run folder.
+
+    Raises:
+        DataError: there is no such file, or it is not JSON. RunFolderError: it is no object.
+    """
+    content = read_json(path, what)
+    if not isinstance(content, dict):
+        raise RunFolderError(f"The {what} at {path} is not one that a run has written.")
+    return content
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -206,7 +219,7 @@ def stored_config(run: str | Path) -> Config:
     path = Path(run) / "config.json"
     if not path.exists():
         raise RunFolderError(f"There is no run in {run}.", cause="It has no config.json.")
-    raw = read_json(path, "run's configuration")
+    raw = read_record(path, "run's configuration")
     parsed = parse_config(raw, str(path)).model_dump(mode="json")
     parsed["run"]["folder"], parsed["cluster"]["workers"] = str(run), 0
     return parse_config(parsed, str(path))

@@ -74,7 +74,7 @@ def test_a_job_refuses_other_data(run: Config, tmp_path: Path, job: Callable[[Co
     RunFolder(run).check_data(open_prepared(elsewhere))
     # as if a log of the same size had been prepared
     manifest = tmp_path / "elsewhere" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    manifest.write_text(manifest.read_text().replace('"sha256": "', f'"sha256": "{"0" * 64}", "was": "', 1))
     with pytest.raises(RunFolderError, match=r"was trained on other data.*elsewhere"):
         job(elsewhere)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,10 @@ from hse_dist.checkpoint.place import ASIDE, LocalPlace, Place
 from hse_dist.checkpoint.saving import FACTS
 from hse_dist.checkpoint.streams import Files
 from hse_dist.errors import RunFolderError
+from hse_dist.files import too_deep
 
+NUMBERS = ("metric", "start_metric", "best", "worse")
+"""Facts that are numbers, or nothing."""
 log = logging.getLogger(__name__)
 
 
@@ -90,9 +94,12 @@ def _look(place: Place, name: str) -> Checkpoint:
         facts = json.loads(files.read_checked(FACTS))
     except (ValueError, RecursionError) as error:
         raise Damaged(f"the file {FACTS} is not JSON ({error})") from None
-    metric = facts.get("metric") if isinstance(facts, dict) else "none"
-    if not isinstance(metric, float | int | None):
+    if not isinstance(facts, dict) or too_deep(facts) or facts.get("step", manifest.step) != manifest.step:
         raise Damaged(f"the file {FACTS} has no facts of a checkpoint")
+    for key in NUMBERS:
+        number = facts.get(key)
+        if number is not None and not (type(number) in (int, float) and abs(number) < math.inf):
+            raise Damaged(f"the file {FACTS} has {key} = {str(number)[:80]}")
     return Checkpoint(name, place.address(name), manifest, facts)
 
 
@@ -116,7 +123,10 @@ def _migrated(place: Place, name: str) -> Manifest:
         facts = None
     if not (is_of_format_3(facts) and isinstance(place, LocalPlace)):
         raise Damaged(f"the file {MANIFEST} is missing")
-    return from_format_3(place, name, int(facts["step"]))
+    step = facts.get("step")
+    if type(step) is not int or step < 0:
+        raise Damaged(f"the file {FACTS} has the step {step!r}")
+    return from_format_3(place, name, step)
 
 
 def open_first(place: Place, ranks: Gathers, order: Order) -> Checkpoint | None:

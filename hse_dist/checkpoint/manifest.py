@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from hse_dist import __version__
 from hse_dist.errors import RunFolderError
+from hse_dist.files import too_deep
 
 FORMAT = 4
 MANIFEST = "manifest.json"
@@ -86,7 +87,7 @@ def _checked(data: bytes) -> dict[str, Any]:
         plain = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{MANIFEST} is not JSON ({error})") from None
-    if not isinstance(plain, dict) or not _count(plain.get("format")):
+    if not isinstance(plain, dict) or not _count(plain.get("format")) or too_deep(plain):
         raise Damaged(f"{MANIFEST} is no manifest")
     rest = {key: value for key, value in plain.items() if key != "sha256"}
     if plain.get("sha256") != _own_digest(rest):

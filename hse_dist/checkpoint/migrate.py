@@ -33,7 +33,9 @@ def from_format_3(place: LocalPlace, name: str, step: int) -> Manifest:
     folder, temporary = place.folder / name, f".{MANIFEST}.tmp"
     contents = {}
     for path in sorted(folder.iterdir()):
-        if path.name != temporary:  # what a kill left of an earlier try
+        if path.name == temporary:  # what a kill left of an earlier try
+            continue
+        if path.is_file():  # what is none was not written by a save
             with path.open("rb") as file:
                 contents[path.name] = content_of(file)
     manifest, files = Manifest(step, contents), Files(place, name)

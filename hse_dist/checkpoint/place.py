@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 
 from hse_dist.checkpoint.manifest import MANIFEST
 from hse_dist.errors import ConfigError
-from hse_dist.files import replace_folder
+from hse_dist.files import refuse_devices, replace_folder
 
 PREFIX, ASIDE = "step-", "damaged-"
 ASIDE_MANIFEST = f"{ASIDE}{MANIFEST}"
@@ -91,6 +91,7 @@ class LocalPlace(Place):
         return sorted(path.name for path in self.folder.glob(f"{ASIDE}*"))
 
     def read(self, path: str) -> IO[bytes]:
+        refuse_devices(self.folder / path)
         return (self.folder / path).open("rb")
 
     def write(self, path: str) -> Any:

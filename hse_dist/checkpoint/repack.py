@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hse_dist.checkpoint.reading import fitting
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.cluster import run_workers
 from hse_dist.config import Config, parse_config
@@ -24,6 +25,7 @@ from hse_dist.sparsity.selection import Query, RadixSelection, Selection, histog
 from hse_dist.sparsity.slot_keys import Block, SlotKeys, count_live
 from hse_dist.sparsity.slots import free, rescale_to_unit
 from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.state import check_state
 from hse_dist.sparsity.strongest import keep_strongest
 from hse_dist.sparsity.tables import layout_state, make_table
 from hse_dist.tables.repack import packed_layout, put_in, take_out
@@ -66,9 +68,12 @@ def repack_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     best = store.open_best(ranks)
     if best is None:
         raise RunFolderError(f"The run in {source.path} has no checkpoint.", cause="Train first.")
-    layout = store.load_shared(best)
-    table = make_table(config, len(layout["chunks_of_rows"]), StartFolder(source.start), ranks, layout)
+    with fitting(best):
+        layout = store.load_shared(best)
+        check_state(best.facts["server"])
+        table = make_table(config, len(layout["chunks_of_rows"]), StartFolder(source.start), ranks, layout)
     store.load(best, table.state_dict())
+    table.check_loaded()
     assert isinstance(table, PackedTable)
     before, rows, live = table.live_entries(), table.rows, target.tables.item.live
     if live * rows >= before:

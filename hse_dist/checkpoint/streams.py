@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import pickletools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemBase, FileSystemReader, FileSystemWriter
 
 from hse_dist.checkpoint.manifest import Content, Damaged, check
@@ -101,7 +103,13 @@ class Files(FileSystemBase):
             file.write(data)
 
     def read(self, name: str) -> IO[bytes]:
-        """A file for reading at any position."""
+        """A file for reading at any position.
+
+        Raises:
+            Damaged: there is a manifest, and it does not name the file: `.metadata` may name any.
+        """
+        if self.expected is not None and name not in self.expected:
+            raise Damaged(f"the manifest does not name the file {name}")
         return self.place.read(f"{self.folder}/{name}")
 
     def read_checked(self, name: str) -> bytes:
@@ -110,7 +118,8 @@ class Files(FileSystemBase):
         Raises:
             Damaged: it is not.
         """
-        if self.expected is None or name not in self.expected:
+        expected = (self.expected or {}).get(name)
+        if expected is None:
             raise Damaged(f"the manifest does not name the file {name}")
         try:
             with self.read(name) as file:
@@ -119,7 +128,7 @@ class Files(FileSystemBase):
             raise Damaged(f"the file {name} is missing") from None
         except OSError as error:
             raise Damaged(f"the file {name} cannot be read ({error})") from None
-        check(name, self.expected[name], lambda: io.BytesIO(data))
+        check(name, expected, lambda: io.BytesIO(data))
         return data
 
     @contextmanager
@@ -176,10 +185,36 @@ class Reader(FileSystemReader):
         Raises:
             Damaged: they do not.
         """
-        metadata = _Metadata(io.BytesIO(self.files.read_checked(".metadata"))).load()
+        data = self.files.read_checked(".metadata")
+        try:
+            _refuse_bombs(data)
+            metadata = _Metadata(io.BytesIO(data)).load()
+        except Exception as error:  # a pickle that was made to harm may end in any
+            raise Damaged(f"the file .metadata is of no use ({error or type(error).__name__})") from None
+        if not isinstance(metadata, dcp_metadata.Metadata):
+            raise Damaged(f"the file .metadata is a {type(metadata).__name__}")
         metadata.storage_meta = metadata.storage_meta or dcp_metadata.StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+
+class TensorsOnly(DefaultLoadPlanner):
+    """torch's plan of what is read, without what it would unpickle: metadata may call any entry a Python object."""
+
+    def load_bytes(self, read_item: Any, value: Any) -> None:
+        """Refuse.
+
+        Raises:
+            Damaged: always.
+        """
+        raise Damaged(f"the entry {read_item.dest_index.fqn} is no tensor")
+
+
+def _refuse_bombs(data: bytes) -> None:
+    """Raise ValueError where a pickle claims to be longer than it is: Python sets that memory aside first."""
+    for code, argument, _ in pickletools.genops(data):
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(data):
+            raise ValueError(f"it remembers {argument} objects")
 
 
 class _Metadata(pickle.Unpickler):

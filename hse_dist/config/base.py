@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+SCHEMES = ("file", "s3", "gs", "abfs", "hdfs")
+"""Schemes of a URI that may be opened where the settings name no others."""
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import PositiveInt
 
-from hse_dist.config.base import Settings
+from hse_dist.config.base import SCHEMES, Settings
 
 
 class CheckpointSettings(Settings):
@@ -16,5 +16,5 @@ class CheckpointSettings(Settings):
     folder: str | None = None
     """Where checkpoints lie: a path or a URI of pyarrow.fs or fsspec that all ranks reach, of this run alone; without
     it `checkpoints` in the run folder."""
-    schemes: tuple[str, ...] = ("file", "s3", "gs", "abfs", "hdfs")
+    schemes: tuple[str, ...] = SCHEMES
     """Schemes of a URI that may be opened as `folder`."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from hse_dist.config.base import Fraction, Settings
+from hse_dist.config.base import SCHEMES, Fraction, Settings
 
 
 class ColumnNames(Settings):
@@ -58,6 +58,8 @@ class DataSettings(Settings):
     """The raw log: a file, folder, glob or URI; `catalog:NAME`; or `synthetic`."""
     format: Literal["auto", "parquet", "csv", "tsv", "jsonl"] = "auto"
     """Format of the raw log; `auto` goes by the file names."""
+    schemes: tuple[str, ...] = SCHEMES
+    """Schemes of a URI that may be opened as `source`."""
     folder: str = "runs/data"
     """Where the prepared histories live."""
     columns: ColumnNames = ColumnNames()

@@ -12,7 +12,31 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+SHOWN = 200
+"""Characters of a wrong value that a message repeats."""
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        ValueError: it is not TOML, or has numbers or depths that nobody means.
+    """
+    try:
+        raw = tomllib.loads(text)
+        _check_numbers(raw)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return raw
+
+
+def _check_numbers(value: Any) -> None:
+    """TOML's own limit, which tomllib does not have; what is beyond may be too long to be said again."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("it has a whole number of more than 64 bits")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_numbers(part)
 
 
 def override(raw: dict[str, Any], text: str) -> str:
@@ -35,8 +59,8 @@ def _toml_value(text: str) -> Any:
     if text == "none":
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -76,7 +100,8 @@ def _describe(detail: Any) -> str:
     path = ".".join(map(str, detail["loc"]))
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown setting"
-    return f"{path}: {_message(detail)} (given: {json.dumps(detail['input'])})"
+    given = json.dumps(detail["input"])
+    return f"{path}: {_message(detail)} (given: {given if len(given) <= SHOWN else given[:SHOWN] + '…'})"
 
 
 def _message(detail: Any) -> str:

@@ -9,7 +9,6 @@ Settings of one thing stand in one section; the constraint is in the type, the m
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +19,7 @@ from hse_dist.config.checkpoint import CheckpointSettings
 from hse_dist.config.contradictions import contradictions
 from hse_dist.config.data import DataSettings
 from hse_dist.config.metrics import MetricsSettings
-from hse_dist.config.parsing import override, validate
+from hse_dist.config.parsing import override, parse_toml, validate
 from hse_dist.config.sparsity import SparsitySettings
 from hse_dist.config.tables import TablesSettings
 from hse_dist.config.train import (
@@ -65,12 +64,12 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = parse_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"There is no configuration file {path}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The configuration file {path} cannot be read: {error}.") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"The configuration file {path} is not TOML: {error}.") from None
     problems = [problem for text in overrides if (problem := override(raw, text))]
     return parse_config(raw, str(path), problems)

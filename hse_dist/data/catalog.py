@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import os
+import struct
 import subprocess
 import sys
 import tempfile
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +42,8 @@ FILES = ("u.data", "ml-100k.inter", "ml-100k.zip", "recbole-1.2.1-py3-none-any.w
 COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 CONTENT = "ec862504a8c24b195f5194e51fb18bb2d59428d00d96d6d1c63433a3bd5f2f47"
 """sha256 of the 100 000 rows, sorted by (user, item, rating, timestamp), int64 little-endian, row by row."""
+NO_ARCHIVE = (EOFError, OSError, RuntimeError, lzma.LZMAError, struct.error, zipfile.BadZipFile, zlib.error)
+"""What zipfile raises of an archive that is damaged, or of a kind that it does not read."""
 CONNECT_SECONDS = 10.0
 DOWNLOAD_SECONDS = 300.0
 MAX_BYTES = 64 << 20
@@ -53,7 +58,7 @@ def fetch(name: str, root: str | Path = ROOT) -> Path:
     if name != NAME:
         raise DataError(f"There is no data set {name!r}.", cause=f"There is {NAME}.", setting="data.source")
     path = Path(root).absolute() / name / "interactions.parquet"
-    if path.exists() and _digest(pq.read_table(path, columns=list(COLUMNS))) == CONTENT:
+    if path.exists() and _is_whole(path):
         return path
     table = _find()
     try:
@@ -64,10 +69,23 @@ def fetch(name: str, root: str | Path = ROOT) -> Path:
     return path
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether the cache holds what was put there."""
+    try:
+        table = pq.read_table(path, columns=list(COLUMNS))
+        return not any(column.null_count for column in table.columns) and _digest(table) == CONTENT
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return False
+
+
 def _find() -> pa.Table:
     named = _named_path()
     if named is not None:
-        return check(named.read_bytes(), str(named))
+        try:
+            content = named.read_bytes()
+        except OSError as error:
+            raise DataError(f"{named} cannot be read: {error}.") from None
+        return check(content, str(named))
     sources: tuple[Callable[[], tuple[bytes, str]], ...] = (download_archive, download_wheel)
     failures = []
     for source in sources:
@@ -131,9 +149,11 @@ def check(content: bytes, origin: str) -> pa.Table:
     """
     try:
         table = _parse(_member(content))
-    except (zipfile.BadZipFile, KeyError, pa.ArrowException, ValueError) as error:
-        raise DataError(f"{origin} does not hold {NAME}: {error}.") from None
-    digest = _digest(table)
+        if any(column.null_count for column in table.columns):
+            raise ValueError("numbers are missing")
+        digest = _digest(table)
+    except (*NO_ARCHIVE, LookupError, pa.ArrowException, ValueError) as error:
+        raise DataError(f"{origin} does not hold {NAME}: {error or type(error).__name__}.") from None
     if digest != CONTENT:
         raise DataError(
             f"The rows of {origin} have sha256 {digest}, not {CONTENT}.", cause="The file is not the original."

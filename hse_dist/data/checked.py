@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from hse_dist.data.prepared import HistoryBlock, Prepared, reading, to_block
+from hse_dist.data.prepared import HistoryBlock, Prepared, check_lists, reading, to_block
 from hse_dist.errors import DataError
+from hse_dist.files import refuse_devices
 
 log = logging.getLogger(__name__)
 Signature = tuple[int, int, int]
@@ -35,7 +36,8 @@ class CheckedFiles:
 
     def __init__(self, prepared: Prepared, on_bad_file: str) -> None:
         self._folder, self._policy = prepared.folder, on_bad_file
-        self._sums = {file["path"]: file["sha256"] for file in prepared.manifest["files"]["train"]}
+        self._sums = prepared.checksums("train")
+        self._items = prepared.items
         self._open: dict[str, tuple[Signature, pq.ParquetFile]] = {}
         self.bad: dict[str, str] = {}
 
@@ -63,12 +65,18 @@ class CheckedFiles:
             while now is None or now != _signature(file):  # else it was all the time what it was found to be
                 known, now = self._open.get(path), _signature(file)
                 if known is None or known[0] != now:
+                    refuse_devices(file)
                     self._check(file, self._sums[path])
                     known = self._open[path] = (now, pq.ParquetFile(file))
+                found = known[1].metadata
+                rows = found.row_group(group).num_rows if group < found.num_row_groups else 0
+                if rows != users:
+                    raise DataError(f"{file} has {rows} users in row group {group}, the manifest says {users}.")
                 table = known[1].read_row_group(group, columns=["rows"], use_threads=False)
-        if table.num_rows != users:
-            raise DataError(f"{path} has {table.num_rows} users in row group {group}, the manifest says {users}.")
-        return to_block(table.combine_chunks().to_batches()[0])
+            batches = table.combine_chunks().to_batches()
+        if len(batches) != 1 or batches[0].num_rows != users:
+            raise DataError(f"{file} has not the {users} users in row group {group} that it says it has.")
+        return to_block(check_lists(batches[0], ("rows",), self._items, file))
 
     def _check(self, file: Path, wanted: str) -> None:
         with file.open("rb") as opened:

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from hse_dist.config import DataSettings, SplitSettings
 from hse_dist.data.grouping import Part
 from hse_dist.data.hashing import SPLIT_SALT, TARGET_SALT, fraction_of, hash_ids, mix
+from hse_dist.data.manifest import SPLITS
 from hse_dist.data.vocabulary import plain_ids
 
-SPLITS = ("train", "valid", "test")
 LEFT_OUT = -1
 
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from hse_dist.config import Config, DataSettings
 from hse_dist.data import catalog, synthetic
-from hse_dist.data.histories import SPLITS
+from hse_dist.data.manifest import SPLITS
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.rounds import (
     PartTask,
@@ -48,7 +48,7 @@ from hse_dist.tasks import map_tasks, ray_is_running
 
 VERSION = 2
 CATALOG = "catalog:"
-NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream", "on_bad_file"}
+NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream", "on_bad_file", "schemes"}
 """Settings that do not change what is written."""
 STAGES = {"spill": 0.35, "group": 0.42, "count": 0.08, "write": 0.15}
 """Share of time that each round takes (measured: 20 million integer interactions, two tasks)."""
@@ -244,7 +244,7 @@ class _Preparation:
         elif source.startswith(CATALOG):
             files = find_files(str(catalog.fetch(source.removeprefix(CATALOG))))
         else:
-            files = find_files(source, settings.format)
+            files = find_files(source, settings.format, settings.schemes)
         self.schema, fragments = plan(files, settings)
         return fragments
 

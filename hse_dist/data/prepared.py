@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from hse_dist.data.histories import SPLITS
+from hse_dist.data.manifest import SPLITS, File, read_manifest
 from hse_dist.errors import DataError
-from hse_dist.files import read_json
+from hse_dist.files import refuse_devices
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,7 @@ class Prepared:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).absolute()
-        self.manifest: dict[str, Any] = read_json(self.folder / "manifest.json", "manifest of the prepared folder")
-        try:
-            self.items = int(self.manifest["items"])
-            self._files = {split: list(self.manifest["files"][split]) for split in SPLITS}
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{self.folder}/manifest.json is not the manifest of a prepared folder.") from None
+        self.manifest, self.items, self._files = read_manifest(self.folder)
         self._vocabulary: pa.Table | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -93,6 +88,8 @@ class Prepared:
         digest = hashlib.sha256()
         for name in ("manifest.json", "vocabulary.parquet"):
             path = self.folder / name
+            with reading(path):
+                refuse_devices(path)
             with reading(path), path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
@@ -107,11 +104,15 @@ class Prepared:
 
     def users(self, split: str) -> int:
         """Users of a split."""
-        return sum(file["users"] for file in self._of(split))
+        return sum(file.users for file in self._of(split))
 
     def row_groups(self, split: str) -> list[tuple[str, int, int]]:
         """(path in the folder, row group, users) of a split in file order."""
-        return [(file["path"], i, users) for file in self._of(split) for i, users in enumerate(file["row_groups"])]
+        return [(file.path, i, users) for file in self._of(split) for i, users in enumerate(file.row_groups)]
+
+    def checksums(self, split: str) -> dict[str, str]:
+        """SHA-256 of the files of a split, by path."""
+        return {file.path: file.sha256 for file in self._of(split)}
 
     def scan(self, split: str, columns: Sequence[str] = ("rows",), batch_users: int = 8192) -> Iterator[HistoryBlock]:
         """Histories of a split in file order, `batch_users` at a time, whatever the files; the last may be fewer.
@@ -122,19 +123,28 @@ class Prepared:
         """
         held: list[pa.RecordBatch] = []
         for file in self._of(split):
-            with self.open(file["path"]) as parquet, reading(self.folder / file["path"]):
+            path = self.folder / file.path
+            with self.open(file.path) as parquet, reading(path):
+                if parquet.metadata.num_rows != file.users:
+                    raise DataError(
+                        f"{path} has {parquet.metadata.num_rows} users, the manifest says {file.users}.",
+                        cause="Prepare it again.",
+                    )
                 for batch in parquet.iter_batches(batch_users, columns=list(columns), use_threads=False):
-                    held.append(batch)
+                    held.append(check_lists(batch, columns, self.items, path))
                     if sum(part.num_rows for part in held) >= batch_users:
                         joined = pa.concat_batches(held)
                         yield to_block(joined.slice(0, batch_users))
                         held = [joined.slice(batch_users)]
         if sum(part.num_rows for part in held):
-            yield to_block(pa.concat_batches(held))
+            with reading(path):
+                joined = pa.concat_batches(held)
+            yield to_block(joined)
 
     def open(self, path: str) -> pq.ParquetFile:
         """A Parquet file of the folder."""
         with reading(self.folder / path):
+            refuse_devices(self.folder / path)
             return pq.ParquetFile(self.folder / path)
 
     def matrix(self, split: str) -> sp.csr_matrix:
@@ -155,7 +165,7 @@ class Prepared:
         matrix.sort_indices()
         return matrix
 
-    def _of(self, split: str) -> list[dict[str, Any]]:
+    def _of(self, split: str) -> list[File]:
         if split not in self._files:
             raise DataError(f"There is no split {split!r}.", cause=f"There are {', '.join(SPLITS)}.")
         return self._files[split]
@@ -164,7 +174,8 @@ class Prepared:
         if self._vocabulary is None:
             path = self.folder / "vocabulary.parquet"
             with reading(path):
-                self._vocabulary = pq.read_table(path, columns=["item", "count"])
+                refuse_devices(path)
+                self._vocabulary = _checked_vocabulary(pq.ParquetFile(path), self.items)
         return self._vocabulary
 
 
@@ -173,8 +184,47 @@ def reading(path: Path) -> Iterator[None]:
     """Turns what pyarrow raises about a file into a DataError that names it."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, ValueError) as error:
         raise DataError(f"{path} of the prepared folder cannot be read: {error}.", cause="Prepare it again.") from None
+
+
+def _checked_vocabulary(file: pq.ParquetFile, items: int) -> pa.Table:
+    """The columns item and count.
+
+    Raises:
+        ValueError: they are not those of a vocabulary of so many items.
+    """
+    names = file.schema_arrow.names
+    if file.metadata.num_rows != items or any(names.count(name) != 1 for name in ("item", "count")):
+        raise ValueError(f"it has {file.metadata.num_rows} items and the columns {', '.join(names)}, not {items} items")
+    table = file.read(columns=["item", "count"])
+    table.validate(full=True)
+    kinds = [table.schema.field(name).type for name in ("item", "count")]
+    if kinds[0] not in (pa.int64(), pa.string()) or kinds[1] != pa.uint32() or any(c.null_count for c in table.columns):
+        raise ValueError(f"its ids are {kinds[0]}, its counts {kinds[1]}, or some are missing")
+    return table
+
+
+def check_lists(batch: pa.RecordBatch, columns: Sequence[str], items: int, path: Path) -> pa.RecordBatch:
+    """The batch, if these columns are lists of item rows: what is made of them indexes memory.
+
+    Raises:
+        DataError: they are not.
+    """
+    for name in columns:
+        kind = batch.schema.field(name).type if batch.schema.names.count(name) == 1 else None
+        if kind is None or not pa.types.is_list(kind) or kind.value_type != pa.uint32():
+            what = f"has the column {name} as {kind}, not as lists of uint32" if kind else f"has not one column {name}"
+            raise DataError(f"{path} of the prepared folder {what}.", cause="Prepare it again.")
+        rows = batch.column(name).flatten()
+        if batch.column(name).null_count or rows.null_count:
+            raise DataError(f"{path} of the prepared folder has missing {name}.", cause="Prepare it again.")
+        most = rows.to_numpy().max(initial=0)
+        if most >= items:
+            raise DataError(
+                f"{path} of the prepared folder has row {most} of {items} items.", cause="Prepare it again."
+            )
+    return batch
 
 
 def to_block(batch: pa.RecordBatch) -> HistoryBlock:

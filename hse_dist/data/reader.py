@@ -116,6 +116,8 @@ def _normal(batch: pa.RecordBatch, fragment: Fragment, field: pa.Field, column: 
         if pa.types.is_temporal(array.type):
             zone = getattr(array.type, "tz", None)
             return array.cast(pa.timestamp("us", tz=zone), safe=False).cast(pa.int64())
+        if not pa.types.is_primitive(array.type):
+            array.validate(full=True)  # Parquet's texts may be any bytes
         return array.cast(field.type)
     except pa.ArrowException as error:
         raise DataError(

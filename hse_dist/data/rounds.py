@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from hse_dist.config import DataSettings
 from hse_dist.data.grouping import Part, group
-from hse_dist.data.histories import SPLITS, HistoryWriter, select, split_tables
+from hse_dist.data.histories import HistoryWriter, select, split_tables
+from hse_dist.data.manifest import SPLITS
 from hse_dist.data.schema import LogSchema
 from hse_dist.data.shuffle import Spills, SpillTask, Spilt, spill
 from hse_dist.data.task_memory import measured

@@ -144,7 +144,8 @@ def _parquet_fragments(file: LogFile, settings: DataSettings) -> list[Fragment]:
         try:
             parquet = pq.ParquetFile(opened)
             metadata, schema = parquet.metadata, parquet.schema_arrow
-        except (pa.ArrowException, OSError) as error:
+            schema.names  # noqa: B018  # raises where a name is no text
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{file.name} is not a readable Parquet file: {error}.",
                 cause="It may be cut off or damaged.",
@@ -169,7 +170,9 @@ def _text_header(file: LogFile, settings: DataSettings) -> pa.Schema:
     """Names and types as the first block of a text file shows them."""
     try:
         with file.stream() as stream, open_text(file.format, stream, None) as reader:
-            return reader.schema
+            schema: pa.Schema = reader.schema
+            schema.names  # noqa: B018  # raises where a name is no text
+            return schema
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file.name} cannot be read as {file.format.upper()}: {error}.",
@@ -188,6 +191,10 @@ def _columns(file: LogFile, schema: pa.Schema, settings: DataSettings) -> tuple[
             continue
         name = _find(column, schema.names, typed=file.format != "parquet")
         if name is not None:
+            if schema.names.count(name) > 1:
+                raise DataError(
+                    f"{file.name} has the column {name} more than once.", setting=f"data.columns.{role}", value=column
+                )
             names[role], types[role] = name, schema.field(name).type
         elif column in file.partition:
             types[role] = _partition_type(file.partition[column])

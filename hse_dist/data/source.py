@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -18,6 +19,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from hse_dist.config.base import SCHEMES
 from hse_dist.errors import DataError
 
 FORMATS = {
@@ -101,16 +103,25 @@ def expand(source: str) -> str:
     return expanded
 
 
-def find_files(source: str, format: str = "auto") -> list[LogFile]:
+def find_files(source: str, format: str = "auto", schemes: Sequence[str] = SCHEMES) -> list[LogFile]:
     """The files of a log, sorted by path.
 
     In folders and globs, names that begin with a dot or an underscore are passed over, and with `format = "auto"` also
     those whose ending is not known.
 
     Raises:
-        DataError: nothing there, a format that the name does not tell, an unknown scheme.
+        DataError: nothing there, a format that the name does not tell, a scheme that is unknown or not of `schemes`.
     """
-    root, path = _locate(expand(source))
+    address = expand(source)
+    scheme, separator, _ = address.partition("://")
+    if separator and scheme not in schemes:
+        raise DataError(
+            f"The log is to be read from {address}, but its scheme is not one that may be opened.",
+            cause="Use another data.source, or add the scheme.",
+            setting="data.schemes",
+            value=list(schemes),
+        )
+    root, path = _locate(address)
     system = _filesystem(root)
     explicit, infos = False, []
     try:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hse_dist.checkpoint.reading import fitting
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.cluster import connect, run_workers
 from hse_dist.config import Config
@@ -89,8 +90,10 @@ def open_best(config: Config, prepared: Prepared, ranks: Ranks) -> tuple[PackedT
             value=config.run.folder,
         )
     start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
-    table = make_table(config, prepared.items, start, ranks, store.load_shared(best))
+    with fitting(best):
+        table = make_table(config, prepared.items, start, ranks, store.load_shared(best))
     store.load(best, table.state_dict())
+    table.check_loaded()
     return table, best.step
 
 

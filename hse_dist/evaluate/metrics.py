@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from hse_dist.data.popularity import THIRDS
 from hse_dist.errors import DataError
-from hse_dist.files import new_file
+from hse_dist.files import new_file, refuse_devices
 
 DEPTH = 100
 """Length of the top lists."""
@@ -169,12 +169,17 @@ def read_users(path: str | Path) -> tuple[pa.Array, dict[str, np.ndarray]]:
         DataError: the file is missing or is not of that kind.
     """
     try:
+        refuse_devices(path)
         table = pq.read_table(path, columns=["user", *METRICS], partitioning=None)
     except FileNotFoundError:
         raise DataError(f"There is no file of users' metrics at {path}.") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"The users' metrics at {path} cannot be read: {error}.") from None
-    if missing := {"user", *METRICS} - set(table.column_names):
-        raise DataError(f"The users' metrics at {path} lack {', '.join(sorted(missing))}.")
-    values = {name: table[name].to_numpy().astype(np.float64) for name in METRICS}
+    if missing := {name for name in ("user", *METRICS) if table.column_names.count(name) != 1}:
+        raise DataError(f"The users' metrics at {path} lack {', '.join(sorted(missing))}, or have it twice.")
+    if wrong := [name for name in METRICS if table.schema.field(name).type != pa.float64() or table[name].null_count]:
+        raise DataError(f"The users' metrics at {path} hold what is no number of type double in {', '.join(wrong)}.")
+    values = {name: table[name].to_numpy() for name in METRICS}
+    if not all(np.isfinite(part).all() for part in values.values()):
+        raise DataError(f"The users' metrics at {path} hold numbers that are not finite.")
     return table["user"].combine_chunks(), values

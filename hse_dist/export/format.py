@@ -35,11 +35,16 @@ from hse_dist.errors import ExportError, NumericError
 from hse_dist.export.compact import CompactWriter, array_files, describe, read_matrix, read_storage
 from hse_dist.export.sizes import LAYOUTS, Layout, Storage
 from hse_dist.export.tables import ITEMS, NPZ, ItemsWriter, OpenWriter, column_type, read_items, read_lists
-from hse_dist.files import new_folder, write_json
+from hse_dist.files import new_folder, refuse_devices, write_json
 
 KIND = "hse_dist export"
 VERSION = 2
 MANIFEST = "manifest.json"
+MOST_DIMS = 2**24
+"""Columns; vectors of D numbers are made for users."""
+MOST_ITEMS = 2**31 - 1
+MOST_NUMBER = 2.0**30
+"""Of values and gains: scores, which are sums of products of three of them, stay finite."""
 
 ValueType = Literal["float32", "float16"]
 Format = Literal["parquet", "smallest"] | Layout
@@ -148,7 +153,7 @@ def _refuse_to_replace(folder: Path) -> None:
 def _kind(manifest: Path) -> object:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content.get("kind") if isinstance(content, dict) else None
 
@@ -224,17 +229,18 @@ def _checked(
     with np.errstate(over="ignore"):
         # no −0: the layout `block` means something by it
         values = values.astype(value_type).astype(np.float32) + np.float32(0)
-    bad = ~np.isfinite(gains)
-    bad[owner[~np.isfinite(values)]] = True
+    bad = ~(np.abs(gains) <= MOST_NUMBER)
+    bad[owner[~(np.abs(values) <= MOST_NUMBER)]] = True
     if bad.any():
         raise NumericError(
-            f"A value or the gain of item row {first + int(np.argmax(bad))} is not finite as {value_type}.",
+            f"A value or gain of item row {first + int(np.argmax(bad))} is not finite as {value_type}, or above 2^30.",
             cause="Training diverged, or the values exceed what float16 holds (65 504).",
         )
     return columns, values, gains
 
 
 def _describe(path: Path) -> dict[str, Any]:
+    refuse_devices(path)
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -243,12 +249,15 @@ def load_export(folder: str | Path) -> Export:
     """Read an export after checking its manifest and the size and sha256 of its files.
 
     Raises:
-        ExportError: the folder is missing, of another version, incomplete or damaged.
+        ExportError: the folder is missing, of another version, incomplete or damaged; or its files, checksums or not,
+            hold what no export has: compiled kernels index memory by what they say.
     """
     folder = Path(folder)
     manifest = _read_manifest(folder)
     try:
         storage = None if manifest["format"] == "parquet" else read_storage(manifest.get("storage"))
+        if storage is not None and (storage.rows, storage.dims) != (manifest["items"], manifest["dims"]):
+            raise ValueError("its storage has another shape")
     except ValueError as error:
         raise ExportError(f"The manifest of the export {folder} cannot be used: {error}.") from None
     for name in _files(storage):
@@ -259,15 +268,30 @@ def load_export(folder: str | Path) -> Export:
         if found != manifest["files"].get(name):
             raise ExportError(f"{folder / name} is truncated or changed.", cause="Copy it again, or export again.")
     try:
-        table = read_items(folder)
-        item_ids, gains = table["item"].combine_chunks(), table["gain"].to_numpy()
-        csr = read_lists(table) if storage is None else read_matrix(folder, storage)
+        table = read_items(folder, manifest["items"])
+        item_ids, gains = _item_ids(table["item"].combine_chunks()), _numbers(table["gain"].to_numpy())
+        csr = read_lists(table, manifest["dims"]) if storage is None else read_matrix(folder, storage)
         matrix = _matrix(*csr, manifest)
-        if len(item_ids) != manifest["items"]:
-            raise ValueError(f"{ITEMS} has {len(item_ids)} items")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, pa.ArrowException) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, pa.ArrowException) as error:
         raise ExportError(f"The export {folder} does not fit its manifest: {error}.", cause="Export again.") from None
     return Export(item_ids, matrix, gains, manifest)
+
+
+def _item_ids(ids: pa.Array) -> pa.Array:
+    ids.validate(full=True)
+    if not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
+        raise ValueError(f"its ids are {ids.type}")
+    if ids.null_count or len(ids.unique()) < len(ids):
+        raise ValueError("ids are missing, or there twice")
+    return ids
+
+
+def _numbers(numbers: np.ndarray) -> np.ndarray:
+    """Values or gains as float32."""
+    numbers = numbers.astype(np.float32)
+    if not (np.abs(numbers) <= MOST_NUMBER).all():
+        raise ValueError("values or gains are not finite, or above 2^30")
+    return numbers
 
 
 def _matrix(offsets: np.ndarray, columns: np.ndarray, values: np.ndarray, manifest: dict[str, Any]) -> sp.csr_matrix:
@@ -279,17 +303,18 @@ def _matrix(offsets: np.ndarray, columns: np.ndarray, values: np.ndarray, manife
     falls[(offsets[1:-1] - 1)[(offsets[1:-1] > 0) & (offsets[1:-1] < live)]] = False  # from one row to another
     if falls.any():
         raise ValueError("the columns of a row do not rise")
-    matrix = sp.csr_matrix((values.astype(np.float32), columns, offsets), shape=(manifest["items"], dims))
+    matrix = sp.csr_matrix((_numbers(values), columns, offsets), shape=(manifest["items"], dims))
     matrix.has_canonical_format = True
     return matrix
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
+        refuse_devices(folder / MANIFEST)
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ExportError(f"There is no export at {folder} (no {MANIFEST}).") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"The manifest of the export {folder} cannot be read: {error}.") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND or not isinstance(manifest.get("files"), dict):
         raise ExportError(f"{folder / MANIFEST} is not the manifest of an export.")
@@ -300,9 +325,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         )
     if missing := {"items", "dims", "live_entries", "format", "user_entries"} - manifest.keys():
         raise ExportError(f"The manifest of the export {folder} lacks {', '.join(sorted(missing))}.")
-    count = manifest["user_entries"]
-    if count is not None and (type(count) is not int or count < 1):
-        raise ExportError(f"The manifest of the export {folder} has user_entries = {count!r}.")
+    ranges = {"items": (1, MOST_ITEMS), "dims": (1, MOST_DIMS), "live_entries": (0, 2**62), "user_entries": (1, 2**62)}
+    for name, (least, most) in ranges.items():
+        size = manifest[name]
+        if not (type(size) is int and least <= size <= most) and (name, size) != ("user_entries", None):
+            raise ExportError(f"The manifest of the export {folder} has {name} = {size!r}.")
     if manifest["format"] not in ("parquet", *LAYOUTS):
         raise ExportError(f"The export {folder} has the format {manifest['format']}, which this program does not read.")
     return manifest

@@ -6,6 +6,7 @@ Beside its numbers a file has a header of 128 bytes.
 
 from __future__ import annotations
 
+import math
 import tokenize
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from hse_dist.files import refuse_devices
 
 HEADER_BYTES = 128
 """NumPy brings a header to a multiple of 64 bytes, with room for any number of lines."""
@@ -51,10 +54,26 @@ def open_array(folder: Path, name: str, part: Part) -> np.ndarray:
         OSError: it cannot be read. ValueError: it is another array or none; both name the file.
     """
     path = folder / f"{name}.npy"
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
-        raise ValueError(f"{path.name} is no array ({error})") from None
-    if array.dtype.str.replace("|", "<") != part.dtype or array.shape != part.shape:
-        raise ValueError(f"{path.name} is {array.dtype.str} {array.shape}, not {part.dtype} {part.shape}")
-    return np.asarray(array)
+    refuse_devices(path)
+    with path.open("rb") as file:
+        # the header is held against what is expected before anything is made of it
+        try:
+            version = np.lib.format.read_magic(file)
+            shape, transposed, dtype = np.lib.format.read_array_header_1_0(file)
+        # the last ones are what Python's parser says of a header that is nested deeply
+        except (
+            ValueError,
+            EOFError,
+            SyntaxError,
+            TypeError,
+            tokenize.TokenError,
+            RecursionError,
+            MemoryError,
+        ) as error:
+            raise ValueError(f"{path.name} is no array ({error})") from None
+        header, size = file.tell(), path.stat().st_size
+    if version != (1, 0) or transposed or dtype.str.replace("|", "<") != part.dtype or shape != part.shape:
+        raise ValueError(f"{path.name} is {dtype.str} {shape}, not {part.dtype} {part.shape}")
+    if header + math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"{path.name} has {size} bytes, which is not what its header says")
+    return np.asarray(np.memmap(path, dtype, "r", header, shape))

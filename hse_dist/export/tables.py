@@ -83,21 +83,34 @@ class OpenWriter:
         self._items.add(ids, gains, tuple(pa.ListArray.from_arrays(ends, flat) for flat in flats))
 
 
-def read_items(folder: Path) -> pa.Table:
-    """What `items.parquet` holds.
+def read_items(folder: Path, items: int) -> pa.Table:
+    """What `items.parquet` holds, if these are so many items with gains.
 
     Raises:
-        OSError, pa.ArrowException: it cannot be read.
+        OSError, ValueError, pa.ArrowException: it cannot be read, or holds something else.
     """
-    return pq.read_table(folder / ITEMS, partitioning=None)
+    with pq.ParquetFile(folder / ITEMS) as file:
+        if file.metadata.num_rows != items:
+            raise ValueError(f"{ITEMS} has {file.metadata.num_rows} items")
+        table = file.read()
+    if table.num_rows != items or table.schema.field("gain").type != pa.float32() or table["gain"].null_count:
+        raise ValueError(f"{ITEMS} has {table.num_rows} items, or other gains than numbers of type float")
+    return table
 
 
-def read_lists(table: pa.Table) -> Csr:
+def read_lists(table: pa.Table, dims: int) -> Csr:
     """The rows of the columns `columns` and `values`.
 
     Raises:
-        KeyError, pa.ArrowException: the table has others.
+        KeyError, ValueError, pa.ArrowException: the table has others.
     """
+    for name, kinds in (("columns", (column_type(dims),)), ("values", tuple(_ARROW_VALUES.values()))):
+        lists = table[name]
+        if not pa.types.is_list(lists.type) or lists.type.value_type not in kinds or lists.null_count:
+            raise ValueError(f"its {name} are {lists.type}, or some are missing")
+    one, other = (pc.list_value_length(table[name]) for name in ("columns", "values"))
+    if not one.equals(other):
+        raise ValueError("its rows have more columns than values, or fewer")
     lengths = np.concatenate([pc.list_value_length(chunk).to_numpy() for chunk in table["columns"].chunks])
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), _flat(table["columns"]), _flat(table["values"])
 

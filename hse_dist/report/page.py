@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hse_dist.errors import RunFolderError
-from hse_dist.files import new_file, read_json
+from hse_dist.files import new_file, too_deep
 from hse_dist.report.svg import bars, lines, number
-from hse_dist.run_folder import flat
+from hse_dist.run_folder import flat, read_record
 
 STYLE = """
 :root{--back:#fff;--ink:#1b1f24;--soft:#59636e;--line:#d1d9e0;--card:#f6f8fa;
@@ -39,6 +39,7 @@ table{border-collapse:collapse;font-size:13px;width:100%}
 td,th{border-bottom:1px solid var(--line);padding:4px 8px;text-align:left;vertical-align:top}
 td{overflow-wrap:break-word}.long{min-width:240px;overflow-wrap:anywhere}th{white-space:nowrap}
 """
+MOST = 1e300
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
@@ -54,20 +55,20 @@ def report(folder: Path, output: Path | None) -> dict[str, Any]:
     page = make_page(folder)
     try:
         with new_file(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
+            temporary.write_text(page, encoding="utf-8", errors="replace")  # JSON may hold what is no text
     except OSError as error:
         raise RunFolderError(f"The page {path} cannot be written: {error}.") from None
-    return {"page": str(path), "bytes": len(page.encode())}
+    return {"page": str(path), "bytes": path.stat().st_size}
 
 
 def make_page(folder: Path) -> str:
     """The page of a run folder."""
-    config = read_json(folder / "config.json", "run's configuration")
+    settings = flat(read_record(folder / "config.json", "run's configuration"))
     events, journal = read_lines(folder / "metrics.jsonl"), read_lines(folder / "topology.jsonl")
     train, valid = _of(events, "train"), _of(events, "validate")
     body = [
         f"<h1>{escape(str(folder))}</h1>",
-        f'<p class="soft">{escape(str(config["data"]["source"]))}, start {escape(config["sparsity"]["start"])}</p>',
+        f'<p class="soft">{_text(settings, "data.source")}, start {_text(settings, "sparsity.start")}</p>',
         _cards(train, valid, journal),
         "<h2>Quality</h2>",
         _charts(_quality(train, valid)),
@@ -80,7 +81,7 @@ def make_page(folder: Path) -> str:
         "<h2>Evaluation</h2>",
         _table(("file", "figure", "value"), _evaluations(folder)),
         "<h2>Configuration</h2>",
-        _table(("setting", "value"), [(key, json.dumps(value)) for key, value in sorted(flat(config).items())]),
+        _table(("setting", "value"), [(key, json.dumps(value)) for key, value in sorted(settings.items())]),
         "<h2>Environment of this page</h2>",
         _table(("what", "value"), _environment()),
     ]
@@ -94,14 +95,24 @@ def make_page(folder: Path) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines; a torn last line, or no file at all, is no error while a run goes on."""
+    """JSON lines with a step; a torn last line, or no file at all, is no error while a run goes on."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             found.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-    return [one for one in found if isinstance(one, dict)]
+    events = [one for one in found if isinstance(one, dict) and not too_deep(one)]
+    return [one for one in events if _number(one.get("step")) is not None]
+
+
+def _number(value: Any) -> float | None:
+    """None for what is no number, or none that a chart could show."""
+    return float(value) if isinstance(value, int | float) and abs(value) < MOST else None
+
+
+def _text(settings: dict[str, Any], key: str) -> str:
+    return escape(str(settings.get(key, "–")))
 
 
 def _of(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -115,21 +126,22 @@ def _points(events: Iterable[dict[str, Any]], *path: str) -> list[tuple[float, f
         value: Any = event
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
-        if isinstance(value, int | float):
-            found.append((float(event["step"]), float(value)))
+        step, shown = _number(event["step"]), _number(value)
+        if step is not None and shown is not None:
+            found.append((step, shown))
     return found
 
 
 def _cards(train: list[dict[str, Any]], valid: list[dict[str, Any]], journal: list[dict[str, Any]]) -> str:
     quality, speed = _points(valid, "ndcg@100"), _points(train, "steps_per_second")
     best = max(quality, key=lambda point: point[1], default=None)
-    live = next((entry["live"] for entry in reversed(journal) if "live" in entry), None)
+    live, loss = _points(journal, "live"), _points(train, "loss")
     cards = {
         "best validation nDCG@100": f"{best[1]:.3f}" if best else "–",
         "at step": number(best[0]) if best else "–",
         "validation at the start": f"{quality[0][1]:.3f}" if quality else "–",
-        "last loss": number(train[-1]["loss"]) if train else "–",
-        "live entries": number(live) if live is not None else "–",
+        "last loss": number(loss[-1][1]) if loss else "–",
+        "live entries": number(live[-1][1]) if live else "–",
         "steps a second": number(speed[-1][1]) if speed else "–",
     }
     parts = (f'<div class="card">{escape(name)}<b>{escape(value)}</b></div>' for name, value in cards.items())
@@ -159,7 +171,8 @@ def _entries(journal: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _costs(train: list[dict[str, Any]], journal: list[dict[str, Any]]) -> dict[str, str]:
-    sent = train[-1].get("wire_bytes", {}) if train else {}
+    wire = train[-1].get("wire_bytes") if train else None
+    sent = {kind: _number(value) or 0.0 for kind, value in wire.items()} if isinstance(wire, dict) else {}
     speed = [1e3 / value for _, value in _points(train, "steps_per_second") if value > 0]
     waits = [value for _, value in _points(train, "wait_share")]
     budget: dict[str, float] = {}
@@ -185,7 +198,7 @@ def _journal(journal: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]
 def _evaluations(folder: Path) -> list[tuple[str, str, Any]]:
     found = []
     for path in sorted((folder / "evaluation").glob("*.json")):
-        figures = flat(read_json(path, "evaluation"))
+        figures = flat(read_record(path, "evaluation"))
         found += [(path.name, key, value) for key, value in figures.items() if not isinstance(value, list)]
     return found
 

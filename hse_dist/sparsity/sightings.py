@@ -16,6 +16,24 @@ from hse_dist.sparsity.growth import Ints, SeenGradients
 NAMES = ("rows", "columns", "gradients", "visited")
 
 
+def check_positions(state: dict[str, np.ndarray], rows: int, dims: int) -> None:
+    """Check what a checkpoint says was seen of a table: where it grows, it becomes column numbers.
+
+    Raises:
+        ValueError: it is of other types, of unequal lengths, not finite, or beyond `rows` and `dims`.
+    """
+    for key in (name for name in state if name.endswith(NAMES[1]) and name.removesuffix(NAMES[1]) + NAMES[0] in state):
+        prefix = key.removesuffix(NAMES[1])
+        *whole, numbers = (state[prefix + name] for name in (NAMES[0], NAMES[1], NAMES[3], NAMES[2]))
+        for part, most in zip(whole, (rows, dims, rows), strict=True):
+            if part.dtype != np.int64 or part.ndim != 1 or part.min(initial=0) < 0 or part.max(initial=0) >= most:
+                raise ValueError(f"{prefix}rows, columns or visited are no positions of a table of {rows} × {dims}")
+        if numbers.dtype != np.float32 or not np.isfinite(numbers).all():
+            raise ValueError(f"{prefix}gradients are not finite numbers")
+        if not len(whole[0]) == len(whole[1]) == len(numbers):
+            raise ValueError(f"{prefix}rows, columns and gradients do not belong together")
+
+
 class Sightings:
     """Since the last rewire; 20 bytes a position and step.
 

@@ -14,7 +14,20 @@ from typing import Any
 
 from hse_dist.errors import HseError
 from hse_dist.files import read_json, write_json
+from hse_dist.sparsity.state import check_state
 
+KINDS = {
+    "name": str,
+    "fingerprint": str,
+    "attempt": str,
+    "ranks": int,
+    "steps": int,
+    "sequence": int,
+    "stop": bool,
+}
+"""Of what stands beside the server's state."""
+MOST = 2**31
+"""Of ranks, steps and messages."""
 log = logging.getLogger(__name__)
 
 
@@ -56,10 +69,13 @@ def read_snapshot(path: Path, name: str, fingerprint: str) -> Snapshot | None:
         return None
     try:
         found = Snapshot(**read_json(path, "snapshot of the SparsityServer"))
-        journal = found.server["journal"]
-        if found.server["version"] != journal[-1]["version"]:
-            raise ValueError("its version is not that of its journal")
-    except (HseError, TypeError, ValueError, KeyError, IndexError) as error:
+        if not check_state(found.server)["journal"]:
+            raise ValueError("its journal is empty")
+        for key, kind in KINDS.items():
+            value = getattr(found, key)
+            if type(value) is not kind or (isinstance(value, int) and not 0 <= value < MOST):
+                raise ValueError(f"its {key} is {str(value)[:80]}")
+    except (HseError, TypeError, ValueError) as error:
         log.warning("The SparsityServer's snapshot %s is of no use: %s", path, error)
         return None
     return found if (found.name, found.fingerprint) == (name, fingerprint) else None

@@ -13,6 +13,7 @@ import torch
 
 from hse_dist.cluster import release_memory
 from hse_dist.config import Config
+from hse_dist.errors import RunFolderError
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.budget import rows_compete
 from hse_dist.sparsity.start import StartFolder
@@ -48,7 +49,14 @@ def make_table(
         dense.local_values().div_(settings.dims**0.5)
         return dense
     if state is not None:
-        lengths = state["chunks_of_rows"].astype(np.int64) * settings.chunk_width
+        chunks = state.get("chunks_of_rows", np.empty(0))
+        most = -(-int(start.dims * (1.0 + settings.slack)) // settings.chunk_width) + 1
+        if chunks.shape != (rows,) or chunks.dtype.kind != "i" or not 1 <= chunks.min() <= chunks.max() <= most:
+            raise RunFolderError(
+                f"The checkpoint's table is not one of {rows} rows of 1 to {most} chunks, as this run's is.",
+                cause="It was changed, or it belongs to another run.",
+            )
+        lengths = chunks.astype(np.int64) * settings.chunk_width
     else:
         lengths = lengths_needed(start.live(0, rows), settings.slack)
     layout = RowLayout.from_lengths(lengths, settings.chunk_width)

@@ -20,6 +20,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv
 
 from hse_dist.config import TrainSettings, WireSettings
+from hse_dist.errors import RunFolderError
 from hse_dist.ranks import Ranks
 from hse_dist.tables.block import DenseRows, SparseRows
 from hse_dist.tables.codecs import Codec, Columns, StrongestGradients, registry, value_codecs
@@ -144,6 +145,9 @@ class DenseTable(ShardedTable):
         self.module.module.ranks = ranks
         self.rows, self.dims = rows, dims
 
+    def check_loaded(self) -> None:
+        """As that of a packed table; nothing indexes memory here."""
+
     def live_entries(self) -> int:
         """All entries of the table."""
         return self.rows * self.dims
@@ -223,6 +227,25 @@ class PackedTable(ShardedTable):
     def local_columns(self) -> Tensor:
         """This rank's shard of the column numbers (`numbers.py`): float32 [chunks, s], `free` in free places."""
         return self._local("columns")
+
+    def check_loaded(self) -> None:
+        """Check what a checkpoint has filled in, before kernels index memory by it; a collective call.
+
+        Raises:
+            RunFolderError: column numbers are none, or numbers are not finite, on some rank.
+        """
+        wrong = torch.tensor(0, device=self.ranks.device)
+        for part in self._local("columns").split(COUNTED_AT_A_TIME):
+            wrong += torch.count_nonzero(~((part >= 0) & (part <= self.free) & (part == part.floor())))
+        for name in ("values", "gains") if self.with_gains else ("values",):
+            for part in self._local(name).split(COUNTED_AT_A_TIME):
+                wrong += torch.count_nonzero(~part.isfinite())
+        if found := int(self.ranks.sum(wrong)):
+            raise RunFolderError(
+                f"The checkpoint holds {found} numbers that a table cannot have: columns beyond {self.free}, or values "
+                "that are not finite.",
+                cause="It was changed, or it is one of a run with other columns.",
+            )
 
     def live_entries(self) -> int:
         """Live entries of the whole table."""

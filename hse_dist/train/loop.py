@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from hse_dist.checkpoint.finding import Checkpoint
+from hse_dist.checkpoint.reading import fitting
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import Config
 from hse_dist.data.batch import Batch
@@ -284,9 +285,19 @@ class Loop:
 
     def _resume(self, checkpoint: Checkpoint) -> None:
         self.store.load(checkpoint, self.trainer.table.state_dict())
+        self.trainer.table.check_loaded()
+        with fitting(checkpoint):
+            self._take_up(checkpoint)
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
         facts = checkpoint.facts
         self.step, self.start_metric = facts["step"], facts["start_metric"]
-        self.best.load(facts, self.store.load_shared(checkpoint).get("best_users"))
+        users = self.store.load_shared(checkpoint).get("best_users")
+        if users is not None and (
+            users.shape not in ((0,), (self.prepared.users("valid"),)) or users.dtype.kind != "f"
+        ):
+            raise ValueError(f"its best table's metrics are {users.dtype} {users.shape}")
+        self.best.load(facts, users)
         row = self.totals.row()
         for own in self.store.load_own(checkpoint, self.ranks):
             self.trainer.load_own_state(own)

@@ -23,7 +23,7 @@ from hse_dist.train.sinks import Run, Sink, open_sinks
 def keep_until(path: Path, step: int) -> list[str]:
     """Put a new file in the place of `path` (JSON lines with a `step`) with the lines up to and including `step`, which
     are returned."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     kept = [line for line in lines if _step(line) <= step]
     with new_file(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -33,7 +33,7 @@ def keep_until(path: Path, step: int) -> list[str]:
 def _step(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
         return float("inf")  # torn by a crash: it belongs to no step
 
 
@@ -67,7 +67,7 @@ class MetricsLog:
             return
         folder.mkdir(parents=True, exist_ok=True)
         kept = [json.loads(line) for line in keep_until(folder / "metrics.jsonl", step)]
-        self.bad_files |= {line["path"] for line in kept if line["kind"] == "bad_file"}
+        self.bad_files |= {str(line.get("path")) for line in kept if line.get("kind") == "bad_file"}
         # held open for its whole life: by its path it might be the file of another worker
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         self._sinks = open_sinks(sinks or MetricsSettings(), Run(folder, step, kept, settings))

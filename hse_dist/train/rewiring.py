@@ -38,7 +38,7 @@ from hse_dist.sparsity.schedule import (
     rewires_at,
     start_counts,
 )
-from hse_dist.sparsity.sightings import Sightings
+from hse_dist.sparsity.sightings import Sightings, check_positions
 from hse_dist.sparsity.slots import find_live, rescale_to_unit
 from hse_dist.sparsity.start import StartFolder
 from hse_dist.sparsity.structure import block_positions
@@ -291,6 +291,7 @@ class Rewirer:
 
     def load_own_state(self, state: dict[str, np.ndarray]) -> None:
         """Take up `own_state()` of a rank, too."""
+        check_positions(state, self.table.rows, self.table.dims)
         for one in self._remembering():
             one.load_state_dict(state)
         for version, seconds, sent in state["rewire_costs"].tolist():

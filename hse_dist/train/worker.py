@@ -14,6 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from hse_dist.checkpoint.reading import fitting
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import Config
 from hse_dist.data.prepared import Prepared
@@ -25,6 +26,7 @@ from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.client import GroupTransport, Transport
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.state import check_state
 from hse_dist.sparsity.tables import make_table
 from hse_dist.train.loop import Loop, Report
 from hse_dist.train.step import Trainer
@@ -58,9 +60,10 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     )
     steps = sum(stream.batches_in(epoch) for epoch in range(config.train.epochs))
     if resumed is not None:
-        stream.load_state_dict(resumed.facts["stream"])
-        ahead = steps - steps_left(stream, config.train.epochs) - resumed.step
-        state = resumed.facts["server"]
+        with fitting(resumed):
+            stream.load_state_dict(resumed.facts["stream"])
+            ahead = steps - steps_left(stream, config.train.epochs) - resumed.step
+            state = check_state(resumed.facts["server"])
     transport = join_server(config, arguments.get("server"), ranks, steps, state)
     trainer = Trainer(config, table, transport, ranks, steps, ahead, prepared.counts())
     trainer.take_up(state)

@@ -59,7 +59,7 @@ def test_an_fsspec_address_is_listed_and_opened() -> None:
     system.pipe("/some/logs/day=3/a.csv", b"user,item\n1,2\n")
     try:
         for source in ("memory://some/logs", "memory://some/logs/*/a.csv", "memory://some/logs/day=3/a.csv"):
-            (file,) = find_files(source)
+            (file,) = find_files(source, schemes=("memory",))
             assert file.stream().read() == b"user,item\n1,2\n" and file.partition == {"day": "3"}
             assert file.name == "memory://some/logs/day=3/a.csv"
     finally:
@@ -84,7 +84,6 @@ def test_variables_are_filled_in_and_a_missing_one_is_named(monkeypatch: pytest.
         ("{}/nowhere/*.csv", "No file matches"),
         ("{}/README.txt", r"format of .*README\.txt cannot be told"),
         ("{}/README*", r"No file matches.*one of the endings|No file matches"),
-        ("nosuchscheme://x/y", "Neither pyarrow nor fsspec can open"),
     ],
 )
 def test_what_is_not_there_is_named(logs: Path, source: str, message: str) -> None:
@@ -97,3 +96,16 @@ def test_a_folder_without_logs_says_which_endings_count(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"endings \.parquet"):
         find_files(str(tmp_path))
     assert [file.format for file in find_files(str(tmp_path), "tsv")] == ["tsv"]
+
+
+@pytest.mark.parametrize(
+    "source", ["http://127.0.0.1:1/x.csv", "simplecache::s3://x/y", "memory://x", "FILE:///etc/passwd", "gs::file://x"]
+)
+def test_a_scheme_that_the_settings_do_not_name_is_not_opened(source: str) -> None:
+    with pytest.raises(DataError, match=r"scheme is not one that may be opened.*data\.schemes"):
+        find_files(source)
+
+
+def test_a_scheme_that_nobody_knows_is_named() -> None:
+    with pytest.raises(DataError, match="Neither pyarrow nor fsspec can open"):
+        find_files("nosuchscheme://x/y", schemes=("nosuchscheme",))

@@ -83,7 +83,7 @@ def check_sources(request: Request) -> None:
             if settings.source.startswith(CATALOG):
                 catalog.fetch(settings.source.removeprefix(CATALOG))
             elif settings.synthetic is None:
-                find_files(settings.source, settings.format)
+                find_files(settings.source, settings.format, settings.schemes)
         except (ConfigError, DataError) as error:
             problems.append(f"\n  - {name}: {error}")
     if problems:

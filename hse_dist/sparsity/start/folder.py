@@ -18,8 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hse_dist.config import MAX_DIMS
 from hse_dist.errors import DataError
-from hse_dist.files import read_json
+from hse_dist.files import read_json, refuse_devices
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -67,7 +68,8 @@ class StartFolder:
         manifest: see the module.
 
     Raises:
-        DataError: there is no finished start, or it is of another version.
+        DataError: there is no finished start, or it is of another version; a file of it is missing or holds what no
+            start has: what is read indexes memory.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -80,9 +82,18 @@ class StartFolder:
                 f"The start at {self.folder} has version {version}, this program reads {VERSION}.",
                 cause="Remove the folder; the next training run makes it again.",
             )
-        self.rows: int = self.manifest["rows"]
-        self.dims: int = self.manifest["dims"]
-        self.live_entries: int = self.manifest["live_entries"]
+        self.rows, self.dims, self.live_entries = (self._size(key) for key in ("rows", "dims", "live_entries"))
+
+    def _size(self, key: str) -> int:
+        size, most = self.manifest.get(key), MAX_DIMS if key == "dims" else 2**62
+        if type(size) is not int or not 0 <= size <= most:
+            raise self._wrong(f"has {key} = {size!r} in its manifest")
+        return size
+
+    def _wrong(self, what: str) -> DataError:
+        return DataError(
+            f"The start at {self.folder} {what}.", cause="Remove the folder; the next training run makes it again."
+        )
 
     def live(self, first: int = 0, last: int | None = None) -> Ints:
         """Entries of the rows first … last - 1, int64 [last - first]."""
@@ -90,7 +101,10 @@ class StartFolder:
 
     def gains(self, first: int = 0, last: int | None = None) -> Floats:
         """Gains of the rows first … last - 1, float32 [last - first]."""
-        return self._read("rows", ["gain"], first, last)["gain"].to_numpy()
+        gains = self._read("rows", ["gain"], first, last)["gain"].to_numpy()
+        if not np.isfinite(gains).all():
+            raise self._wrong(f"has gains that are not finite among the rows from {first} on")
+        return gains
 
     def entries(self, first: int = 0, last: int | None = None) -> tuple[Ints, Ints, Floats]:
         """The rows first … last - 1 as CSR, columns ascending within a row.
@@ -98,33 +112,46 @@ class StartFolder:
         Returns:
             row offsets int64 [last - first + 1], columns int64 [n], values float32 [n].
         """
-        table = self._read("entries", ["column", "value"], first, last)
-        offsets = np.concatenate([[0], np.cumsum(self.live(first, last))])
-        if offsets[-1] != len(table):
-            raise DataError(
-                f"The start at {self.folder} has {len(table)} entries in rows {first} to {last}, not {offsets[-1]}.",
-                cause="Its files do not belong together; remove the folder.",
-            )
-        return offsets, table["column"].to_numpy().astype(np.int64), table["value"].to_numpy()
+        table, live = self._read("entries", ["column", "value"], first, last), self.live(first, last)
+        if live.sum() != len(table) or (np.repeat(first + np.arange(len(live)), live) != table["row"].to_numpy()).any():
+            raise self._wrong(f"has files that do not belong together, in the rows from {first} on")
+        columns, values = table["column"].to_numpy().astype(np.int64), table["value"].to_numpy()
+        offsets = np.concatenate([[0], np.cumsum(live)])
+        falls = columns[1:] <= columns[:-1]
+        falls[offsets[1:-1][(offsets[1:-1] > 0) & (offsets[1:-1] < len(columns))] - 1] = False  # from row to row
+        if columns.max(initial=-1) >= self.dims or falls.any() or not np.isfinite(values).all():
+            raise self._wrong(f"has columns that fall or are beyond {self.dims}, or values that are not finite")
+        return offsets, columns, values
 
     def _read(self, kind: str, columns: list[str], first: int, last: int | None) -> pa.Table:
         last = self.rows if last is None else last
         if not 0 <= first <= last <= self.rows:
             raise IndexError(f"rows {first} to {last} of {self.rows}")
         schema = ENTRIES_SCHEMA if kind == "entries" else ROWS_SCHEMA
+        columns = ["row", *columns]
         tables = [pa.schema([schema.field(name) for name in columns]).empty_table()]
         for index in range(first // RANGE_ROWS, -(-last // RANGE_ROWS)):
-            table = _checked_read(self.folder / kind / range_name(index), ["row", *columns], schema)
-            begin, end = np.searchsorted(table["row"].to_numpy(), [first, last])
+            table = _checked_read(self.folder / kind / range_name(index), columns, schema)
+            rows = table["row"].to_numpy()
+            begin, end = np.searchsorted(rows, [first, last])
+            if (rows[1:] < rows[:-1]).any():
+                raise self._wrong(f"has rows that fall in {range_name(index)}")
             tables.append(table.slice(begin, end - begin).select(columns))
-        return pa.concat_tables(tables)
+        table = pa.concat_tables(tables)
+        if kind == "rows" and not np.array_equal(table["row"].to_numpy(), np.arange(first, last)):
+            raise self._wrong(f"has not every row from {first} to {last}")
+        return table
 
 
 def _checked_read(path: Path, columns: list[str], schema: pa.Schema) -> pa.Table:
     try:
+        refuse_devices(path)
         table = pq.read_table(path, columns=columns, partitioning=None)
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
         raise DataError(f"The file {path} of the start cannot be read: {error}.") from None
-    if any(name not in table.column_names or table.schema.field(name) != schema.field(name) for name in columns):
-        raise DataError(f"The file {path} of the start has the columns {table.schema.names}, not {schema.names}.")
+    names = table.column_names
+    if any(names.count(name) != 1 or table.schema.field(name) != schema.field(name) for name in columns):
+        raise DataError(f"The file {path} of the start has the columns {names}, not {schema.names}.")
+    if any(column.null_count for column in table.columns):
+        raise DataError(f"The file {path} of the start has missing numbers.")
     return table
