@@ -161,6 +161,7 @@ def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str
             num_workers=settings.workers,
             use_gpu=settings.device == "cuda",
             resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": 1} if settings.device == "cuda" else {}),
+            placement_strategy=settings.placement.upper(),
         ),
         run_config=RunConfig(
             name=f"{name}-{time.time_ns()}",
