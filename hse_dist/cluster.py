@@ -176,6 +176,7 @@ def _run_on_ray(work: Work, arguments: dict[str, Any], config: Config, name: str
             elastic_resize_monitor_interval_s=settings.resize_seconds,
             use_gpu=settings.device == "cuda",
             resources_per_worker={"CPU": settings.cpus_per_worker} | ({"GPU": 1} if settings.device == "cuda" else {}),
+            placement_strategy=settings.placement.upper(),
         ),
         run_config=RunConfig(
             name=f"{name}-{time.time_ns()}",

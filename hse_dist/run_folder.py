@@ -59,7 +59,8 @@ class RunFolder:
         self.settings, self.data = self.path / "config.json", self.path / "data.json"
         self.start, self.checkpoints = self.path / "start", self.path / "checkpoints"
         self.early, self.server = self.path / "early", self.path / "server.json"
-        self.owner, self.progress = self.path / "owner.json", self.path / ".progress"
+        self.owner, self.placement = self.path / "owner.json", self.path / "placement.json"
+        self.progress = self.path / ".progress"
         self.metrics, self.journal = self.path / "metrics.jsonl", self.path / "topology.jsonl"
         self.export = Path(config.export.folder) if config.export.folder else self.path / "export"
 

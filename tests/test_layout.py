@@ -25,7 +25,7 @@ LAYERS = (
     {"evaluate"},
     {"export", "baselines"},
     {"train"},
-    {"benchmark", "soak"},
+    {"benchmark", "soak", "simulate", "submit"},
     {"doctor", "plan", "inspect", "report"},
     {"cli"},
 )

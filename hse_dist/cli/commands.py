@@ -34,6 +34,20 @@ def train(words: Namespace) -> Result:
     return run(config)
 
 
+def simulate(words: Namespace) -> Result:
+    """As `train`, on a cluster that is all this machine."""
+    from hse_dist.simulate.run import simulate as run
+
+    return run(
+        words.config,
+        words.overrides,
+        nodes=words.nodes,
+        workers_per_node=words.workers_per_node,
+        kill_at=words.kill_node,
+        minutes=words.minutes,
+    )
+
+
 def evaluate(words: Namespace) -> Result:
     """Run folder, or a baseline → metrics."""
     config = _config(words)
@@ -197,6 +211,7 @@ def _config(words: Namespace) -> Config:
 JOBS = (
     prepare,
     train,
+    simulate,
     evaluate,
     compare,
     export,

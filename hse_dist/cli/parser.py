@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
     _add(jobs, "prepare", "make the histories and the vocabulary from a raw log")
     _add(jobs, "train", "make the start, train it, keep the best checkpoint by validation")
+    _add_simulate(jobs)
     evaluate = _add(jobs, "evaluate", "rank the whole catalogue for held-out users")
     evaluate.add_argument("--split", choices=("test", "valid"), default="test", help="held-out users (default: test)")
     evaluate.add_argument("--baseline", choices=BASELINES, help="another model of the same histories, not the run")
@@ -92,6 +93,16 @@ def _add_overrides(job: argparse.ArgumentParser) -> None:
     job.add_argument(
         "overrides", metavar="section.key=value", nargs="*", default=[], help="settings that replace those of CONFIG"
     )
+
+
+def _add_simulate(jobs: Jobs) -> None:
+    job = _add(jobs, "simulate", "train on a Ray cluster of several nodes, all of them on this machine")
+    job.add_argument("--nodes", type=_number, default=3, metavar="N", help="nodes, the head among them (default: 3)")
+    text = "places for workers on a node (default: 1)"
+    job.add_argument("--workers-per-node", type=_number, default=1, metavar="N", help=text)
+    text = "let a node die, with all that runs on it, once training has come to this step"
+    job.add_argument("--kill-node", type=_number, metavar="AT_STEP", help=text)
+    job.add_argument("--minutes", type=_number, default=30, metavar="M", help="limit of the whole (default: 30)")
 
 
 def _add_repack(jobs: Jobs) -> None:

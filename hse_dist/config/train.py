@@ -94,6 +94,9 @@ class ClusterSettings(Settings):
     """Where the tables and the arithmetic live."""
     cpus_per_worker: PositiveInt = 1
     """Cores, and threads of arithmetic, a worker."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Workers on as few nodes as have room for them, or on as many: `pack` keeps gradients off the network, `spread`
+    keeps the loss of a node small. Ray does what it can, and neither refuses a cluster that has room."""
     address: str | None = None
     """Ray cluster to join; without it RAY_ADDRESS, else a local one is started."""
     timeout_seconds: PositiveInt = 600

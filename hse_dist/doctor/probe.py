@@ -163,8 +163,10 @@ def ray(address: str) -> list[Finding]:
     """A cluster of its own for a moment, or one that is there: a task, and every node's clock and versions."""
     import logging
 
-    if not address:  # on loopback, as cluster.py says
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if not address:
+        from hse_dist.loopback import keep_to_loopback
+
+        keep_to_loopback()
     import ray as library
 
     began = time.perf_counter()

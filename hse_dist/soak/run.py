@@ -24,6 +24,7 @@ from hse_dist.config import Config, load_config
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import TrainingError
 from hse_dist.preemption import ending
+from hse_dist.processes import Process, descendants, kill, lives
 from hse_dist.run_folder import RunFolder
 from hse_dist.soak.compare import differences
 from hse_dist.soak.schedule import FaultKind, schedule
@@ -141,7 +142,7 @@ class _Driver:
         """Whether it still runs; remembers its processes."""
         self.code = self._process.poll()
         if self.code is None:
-            self._family |= {one.pid for one in faults.descendants(self.pid)}
+            self._family |= {one.pid for one in descendants(self.pid)}
         return self.code is None
 
     def wait_for_end(self, limit: float) -> None:
@@ -156,19 +157,12 @@ class _Driver:
         end = time.monotonic() + SECONDS_TO_END
         left = self._family
         while left and time.monotonic() < end:
-            left = {pid for pid in left if _lives(pid)}
+            left = {pid for pid in left if lives(pid)}
             time.sleep(LOOK_SECONDS)
         for pid in left:
             log.warning("Process %d outlived its driver", pid)
-            faults.kill(faults.Process(pid, ""))
+        kill(left)
         return len(left)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 class _Round:
@@ -289,10 +283,10 @@ class _Round:
         with faults.spoiled(prepared.folder / draw.choice(paths), fault):
             driver.wait_for_end(LIMIT_SECONDS)
 
-    def _find(self, driver: _Driver, target: str) -> list[faults.Process]:
+    def _find(self, driver: _Driver, target: str) -> list[Process]:
         """Processes of a kind; a server may just be starting again. None where the driver has ended."""
         if target == "driver":
-            return [faults.Process(driver.pid, "driver")]
+            return [Process(driver.pid, "driver")]
         end = time.monotonic() + LIMIT_SECONDS
         while driver.look() and time.monotonic() < end:
             found = faults.workers(driver.pid) if target == "worker" else faults.servers(driver.pid)

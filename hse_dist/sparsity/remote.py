@@ -166,6 +166,10 @@ class RayTransport:
                 break  # it died again
         return reply
 
+    def where(self) -> tuple[str, int]:
+        """Address of the node, and the process id, that the actor has now."""
+        return self._call(lambda: self.actor.where.remote())
+
     def state_dict(self) -> dict[str, Any]:
         """The server's version and journal."""
         return self._call(lambda: self.actor.state_dict.remote(self.attempt))

@@ -23,37 +23,13 @@ import numpy as np
 import torch
 
 from hse_dist.files import new_file, read_json, write_json
+from hse_dist.processes import Process, descendants
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
 
 WORKER, SERVER = "ray::RayTrainWorker", "ray::ServerActor"
 """How Ray's processes begin their names."""
 SIZE_WHEN_FULL = 4096
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process of a run."""
-
-    pid: int
-    name: str
-
-
-def descendants(root: int) -> list[Process]:
-    """All processes below `root`, by /proc."""
-    parents, names = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-            except OSError:
-                continue  # it has ended
-    found, new = [], [root]
-    while new:
-        new = [pid for pid, parent in parents.items() if parent in new]
-        found += new
-    return [Process(pid, names[pid]) for pid in found if pid in names]
 
 
 def workers(driver: int) -> list[Process]:

@@ -5,6 +5,8 @@ In: the ranks, the configuration, the SparsityServer's handle. Out: the summary 
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from hse_dist.config import Config
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.stream import HistoryStream
 from hse_dist.files import write_json
+from hse_dist.placement import describe, write_placement
 from hse_dist.progress import Meter
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
@@ -30,6 +33,8 @@ from hse_dist.sparsity.state import check_state
 from hse_dist.sparsity.tables import make_table
 from hse_dist.train.loop import Loop, Report
 from hse_dist.train.step import Trainer
+
+log = logging.getLogger(__name__)
 
 
 def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -70,8 +75,23 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     report = reporter(ranks, config.cluster.most > 0)
     meter = Meter(arguments.get("meter", ""))
     loop = Loop(config, trainer, stream, prepared, store, folder, report, meter)
+    record_placement(ranks, folder, transport)
     with living(transport, ranks, loop):
         return loop.run(resumed)
+
+
+def record_placement(ranks: Ranks, folder: RunFolder, transport: Transport) -> None:
+    """Write down where the ranks of this worker group and the server run; a collective call. Without Ray: nothing."""
+    if isinstance(transport, GroupTransport):
+        return
+    import ray
+
+    from hse_dist.sparsity.remote import RayTransport
+
+    assert isinstance(transport, RayTransport)
+    places = ranks.gather((ray.util.get_node_ip_address(), os.getpid()))
+    if ranks.rank == 0:
+        log.info("%s", describe(write_placement(folder.placement, places, transport.where())))
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""A Ray cluster of several nodes on this machine: real raylets, real node failures, one loopback address a node."""
