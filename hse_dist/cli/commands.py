@@ -48,6 +48,25 @@ def simulate(words: Namespace) -> Result:
     )
 
 
+def submit(words: Namespace) -> Result:
+    """A job's words → what the job answers from a cluster."""
+    config = _config(words)
+    from hse_dist.submit.paths import absolute
+    from hse_dist.submit.run import Sending, job_words, recommend_words
+    from hse_dist.submit.run import submit as run
+
+    text, here = Path(words.config).read_text(encoding="utf-8"), Path.cwd()
+    paths = absolute(config, here)
+    if words.submitted == "recommend":
+        remote = recommend_words(config, paths, words.options, here)
+    else:
+        remote = job_words(words.submitted, words.overrides, paths, words.options)
+    sending = Sending(
+        words.address, words.working_dir, words.install, words.torch_index, not words.no_wait, words.minutes
+    )
+    return run(config, text, remote, paths, sending)
+
+
 def evaluate(words: Namespace) -> Result:
     """Run folder, or a baseline → metrics."""
     config = _config(words)
@@ -212,6 +231,7 @@ JOBS = (
     prepare,
     train,
     simulate,
+    submit,
     evaluate,
     compare,
     export,

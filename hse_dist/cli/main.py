@@ -18,6 +18,7 @@ from hse_dist.cli.commands import COMMANDS
 from hse_dist.cli.console import only_result, set_up_logging, write_result
 from hse_dist.cli.parser import parse
 from hse_dist.errors import HseError, PreemptedError
+from hse_dist.submit.shared import check_shared
 
 INTERRUPTED = 130
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = parse(sys.argv[1:] if arguments is None else arguments)
     set_up_logging()
     try:
+        check_shared()
         with only_result() as stdout:
             result = COMMANDS[words.job](words)
             write_result(result, stdout)

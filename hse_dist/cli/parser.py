@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hse_dist.cli.benchmarks import BENCHMARKS, FOLDER, Option
 from hse_dist.cli.plan_words import add_plan
+from hse_dist.cli.submit_words import add_submit, check_submit, split_options
 
 if TYPE_CHECKING:
     Jobs = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -30,7 +31,8 @@ Exit codes: 0 success, 2 a mistake you can mend, 1 a failure (HSE_DEBUG=1 shows 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of one job; overrides may stand before, between or after other options."""
     parser = _parser()
-    words, rest = parser.parse_known_args(list(arguments))
+    arguments, options = split_options(list(arguments))
+    words, rest = parser.parse_known_args(arguments)
     # argparse ends the list of overrides at the first option, and hands on those after it
     overrides = getattr(words, "overrides", None)
     strange = [word for word in rest if overrides is None or word.startswith("-")]
@@ -48,6 +50,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("plan --window is more than --interval")
     if words.job == "recommend" and words.histories and not words.output:
         parser.error("recommend --histories needs --output")
+    if words.job == "submit":
+        check_submit(words, options, parse, parser.error)
     return words
 
 
@@ -63,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add(jobs, "prepare", "make the histories and the vocabulary from a raw log")
     _add(jobs, "train", "make the start, train it, keep the best checkpoint by validation")
     _add_simulate(jobs)
+    add_submit(_add(jobs, "submit", "run a job on a Ray cluster that is there, and end as it ends"), _number)
     evaluate = _add(jobs, "evaluate", "rank the whole catalogue for held-out users")
     evaluate.add_argument("--split", choices=("test", "valid"), default="test", help="held-out users (default: test)")
     evaluate.add_argument("--baseline", choices=BASELINES, help="another model of the same histories, not the run")

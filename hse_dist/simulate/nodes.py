@@ -98,8 +98,11 @@ class Nodes:
 
 
 @contextmanager
-def simulated(count: int, cores: int) -> Iterator[Nodes]:
+def simulated(count: int, cores: int, **more: Any) -> Iterator[Nodes]:
     """A cluster of `count` nodes, the head among them, with `cores` cores each, for the block.
+
+    Args:
+        more: Ray's own parameters of a node.
 
     Raises:
         ResourceError: a node did not start.
@@ -110,6 +113,7 @@ def simulated(count: int, cores: int) -> Iterator[Nodes]:
         "object_store_memory": OBJECT_STORE_BYTES,
         "include_dashboard": False,
         "temp_dir": str(folder),
+        **more,
     }
     with _removed(folder), _environment(), nothing_left(SECONDS_TO_END):
         from ray.cluster_utils import Cluster

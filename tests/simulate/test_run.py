@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,10 +40,10 @@ class Simulation:
             )
         self.family: set[int] = set()
 
-    def wait(self, text: str, seconds: float) -> None:
-        """Until the log has this text."""
+    def wait(self, pattern: str, seconds: float) -> None:
+        """Until the log has what this regular expression says."""
         end = time.monotonic() + seconds
-        while text not in self.log.read_text():
+        while not re.search(pattern, self.log.read_text()):
             assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()[-3000:]
             self.family |= {one.pid for one in descendants(self.process.pid)}
             time.sleep(0.1)
@@ -83,7 +84,7 @@ def test_sigterm_ends_all_nodes(settings):
 @pytest.mark.ray
 def test_ctrl_c_leaves_a_checkpoint_and_no_process(settings):
     simulation = Simulation(settings, "--nodes", "2")
-    simulation.wait("step 20/", 120)
+    simulation.wait(r"step \d+/", 120)
     simulation.process.send_signal(signal.SIGINT)
     assert simulation.end(90) == (130, None)
     assert "with a checkpoint" in simulation.log.read_text()
@@ -94,7 +95,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_process(settings):
 @pytest.mark.ray
 def test_a_limit_that_is_over_ends_the_run(settings):
     simulation = Simulation(settings, "--nodes", "2", "--minutes", "1", "train.epochs=100000")
-    simulation.wait("step 5/", 55)
+    simulation.wait(r"step \d+/", 55)
     assert simulation.end(120) == (1, None)
     assert "did not end within 1 minutes" in simulation.log.read_text()
 
