@@ -23,9 +23,7 @@ def add_submit(job: argparse.ArgumentParser, number: Callable[[str], int]) -> No
     job.add_argument("--working-dir", type=Path, metavar="FOLDER", help=text)
     text = "let the cluster install this checkout's packages first; without --working-dir its code goes along, too"
     job.add_argument("--install", action="store_true", help=text)
-    text = (
-        "with --install: a package index with wheels of torch for the CPU alone, which are a tenth of the usual one's"
-    )
+    text = "with --install: package index with wheels of torch for the CPU alone, a tenth of the download"
     job.add_argument("--torch-index", metavar="URL", help=text)
     job.add_argument("--no-wait", action="store_true", help="print the submission id, and leave the job to the cluster")
     text = "how long to wait for its end (default: 10080, a week); the job goes on after that"

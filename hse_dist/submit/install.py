@@ -2,7 +2,7 @@
 
 In: the texts of constraints.txt and pyproject.toml, and a device. Out: the field `pip` of a runtime_env. All of a
 device's packages are named with their exact versions, so pip may leave dependencies alone (`--no-deps`): torchrec
-declares fbgemm-gpu, whose files would overwrite those of fbgemm-gpu-cpu (deploy/install.sh does it for the same reason).
+declares fbgemm-gpu, whose files would overwrite those of fbgemm-gpu-cpu (as in deploy/install.sh).
 Ray is not among them: a job runs with its cluster's own.
 """
 

@@ -1,7 +1,7 @@
 """What the end of a job means for the command that submitted it: a result, or an error with the job's exit code.
 
-In: a job's last state, and the result at the end of its log. Out: the result, or the error. Ray's own clients end with 1
-whatever the job ended with, and with 0 for one that was stopped.
+In: a job's last state, and the result at the end of its log. Out: the result, or the error. Ray's own client ends with
+1 whatever the job ended with, and with 0 for one that was stopped.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _failure(state: State, lacks_package: bool) -> HseError:
     if lacks_package:
         return UserError(
             "The cluster has no hse_dist.",
-            cause="Send the code of a checkout with --working-dir, and add --install where its packages are missing, too.",
+            cause="Send a checkout's code with --working-dir, and add --install where its packages are missing, too.",
         )
     if code < 0:
         name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
