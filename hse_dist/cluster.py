@@ -13,6 +13,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -73,7 +74,7 @@ def connect(settings: ClusterSettings, metrics_port: int | None = None) -> Itera
         ray.init(
             address=address or "local",
             logging_level=logging.WARNING,
-            runtime_env=_runtime_env(local=not address),
+            runtime_env=_runtime_env(address),
             **({} if address else local),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -88,10 +89,13 @@ def connect(settings: ClusterSettings, metrics_port: int | None = None) -> Itera
         ray.shutdown()
 
 
-def _runtime_env(*, local: bool) -> dict[str, Any]:
+def _runtime_env(address: str | None) -> dict[str, Any]:
     """What Ray's worker processes get: quiet logs, and on this machine the package that runs here."""
     environment: dict[str, Any] = {"worker_process_setup_hook": "hse_dist.log.set_up_worker"}
-    if local:
+    if address and re.fullmatch(r"[^/]+:\d+", address):
+        # helpers of Ray Train ask for the cluster by themselves, and may find another one on this machine
+        environment["env_vars"] = {"RAY_ADDRESS": address}
+    elif not address:
         # the hook is imported before Ray hands on the driver's own path
         here = str(Path(__file__).resolve().parents[1])
         environment["env_vars"] = {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}

@@ -1,12 +1,13 @@
 """`hse-dist submit`: send a job to a cluster, show what it says, and end as it ends.
 
-In: a configuration and the words of a job. Out: the job's own result, or its error with its exit code; with `wait=False`
-the job's name at once. Ctrl-C and SIGTERM end this command, and the job only where the user says so.
+In: a configuration and the words of a job. Out: the job's own result, or its error with its exit code; with
+`wait=False` the job's name at once. Ctrl-C and SIGTERM end this command, and the job only where the user says so.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import shlex
@@ -75,9 +76,8 @@ def submit(config: Config, text: str, words: Sequence[str], paths: Paths, sendin
     with tempfile.TemporaryDirectory() as scratch:
         try:
             size = make_package(package := Path(scratch) / "job.zip", text, folder)
-            log.info(
-                "Sending %.2f MB to %s: the configuration%s", size / 1e6, address, f" and {folder}" if folder else ""
-            )
+            what = f"the configuration and {folder}" if folder else "the configuration"
+            log.info("Sending %d kB to %s: %s", math.ceil(size / 1e3), address, what)
             environment = _runtime_env(package, config, told(marks), pip)
             # exec: the exit code, and SIGTERM, are those of Python, not of a shell around it
             server.submit(f"exec python -m hse_dist.cli {shlex.join(words)}", environment, name)

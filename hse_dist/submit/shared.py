@@ -1,7 +1,7 @@
 """Folders that the submitting machine and the cluster must share, and the proof that they do.
 
 In: folders. Out: a small file in each, which the job looks for before it does anything: the same path may be another
-folder on the cluster, and its results would lie where nobody looks for them. Light on purpose: every command imports it.
+folder on the cluster, and its results would lie where nobody looks for them. Light: every command imports it.
 """
 
 from __future__ import annotations

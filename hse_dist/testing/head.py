@@ -1,7 +1,7 @@
 """A Ray cluster of one node with its dashboard, on loopback, that takes submitted jobs; a program of its own.
 
-In: a number of cores. Out, one line of JSON: `address`, where jobs are submitted, and `token`, without which nobody may.
-It ends when its standard input does, or with SIGTERM, and takes with it all that it has started.
+In: a number of cores. Out, one line of JSON: `address`, where jobs are submitted, and `token`, without which nobody
+may. It ends when its standard input does, or with SIGTERM, and takes with it all that it has started.
 
 Ray's dashboard and its jobs need ports; all of them are free ones, so that several heads fit on a machine.
 """

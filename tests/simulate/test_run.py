@@ -37,6 +37,8 @@ class Simulation:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+                # what a shell runs in the background does not hear Ctrl-C, nor does what that starts
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         self.family: set[int] = set()
 
