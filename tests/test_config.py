@@ -257,3 +257,17 @@ def test_every_setting_says_what_it_means():
         return found
 
     assert undocumented(Config, "") == []
+
+
+@pytest.mark.parametrize("workers", ["4..2", "a", "0..2", "2..", "..4", "2..3..4", -1, 2.5, True, ""])
+def test_workers_that_are_no_number_and_no_range_are_one_message(workers):
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"cluster": {"workers": workers}}, "x.toml")
+    (line,) = str(caught.value).splitlines()[1:]
+    assert 'cluster.workers: Input should be a whole number from 0, or a range like "2..4"' in line
+
+
+def test_workers_are_a_number_or_a_range():
+    for workers, fewest, most in ((0, 0, 0), (3, 3, 3), ("2..4", 2, 4), ("2..2", 2, 2)):
+        cluster = parse_config({"cluster": {"workers": workers}}, "x.toml").cluster
+        assert (cluster.fewest, cluster.most) == (fewest, most)
