@@ -33,7 +33,7 @@ from hse_dist.config import Config, parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The ordinary tests draw the same examples every time: who changes a line of the README is not stopped by what another's
+# The ordinary tests draw the same examples every time: who changes a line of the README is not stopped by what other
 # code does on one draw in a thousand. The slow ones draw anew (`make test-slow`), and so does HYPOTHESIS_PROFILE=anew.
 settings.register_profile("same", derandomize=True)
 settings.register_profile("anew")
