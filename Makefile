@@ -29,7 +29,7 @@ test: doctor
 	$(BIN)/python -m pytest
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	HYPOTHESIS_PROFILE=anew $(BIN)/python -m pytest -m slow
 
 # the ordinary tests, and what of the package they reach
 coverage: install

@@ -26,11 +26,18 @@ from threading import Event
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from hse_dist import progress
 from hse_dist.config import Config, parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The ordinary tests draw the same examples every time: who changes a line of the README is not stopped by what other
+# code does on one draw in a thousand. The slow ones draw anew (`make test-slow`), and so does HYPOTHESIS_PROFILE=anew.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("anew")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(scope="session")

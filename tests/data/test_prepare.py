@@ -147,7 +147,7 @@ def test_like_the_slow_reference(
     assert summary["interactions"] == entries and summary["read"] == len(log)
 
 
-@pytest.mark.parametrize("strings", [False, True])
+@pytest.mark.parametrize("strings", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_same_bytes_whatever_the_tasks_memory_and_order_of_files(
     tmp_path: Path,
     make_config: Any,

@@ -235,7 +235,7 @@ class Killing(RayTransport):
         return super()._send(sequence)
 
 
-@pytest.mark.parametrize("stops", [False, True])
+@pytest.mark.parametrize("stops", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_server_that_is_killed_within_rewires_goes_on_and_decides_alike(surviving, stops):
     server = SparsityServer(SETTINGS, STEPS, 1)
     server.load_state_dict(START)

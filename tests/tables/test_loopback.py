@@ -71,6 +71,7 @@ def measure(pipe: Any) -> None:
     pipe.send([run_ranks(talk, 2, wire) for wire in WIRES] if apart else None)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_meter_agrees_with_the_interface():
     context = mp.get_context("spawn")

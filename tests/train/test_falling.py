@@ -144,7 +144,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = "gradual, free, by row, adagrad"
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case == SLOW)) for case in CASES])
 def test_counts_are_exact_memory_falls_and_a_resumed_run_is_the_same(tmp_path, data, case):
     kind, changes = CASES[case]
     straight, broken = (falling(tmp_path / name, data, kind, **changes) for name in ("straight", "broken"))
@@ -236,7 +239,7 @@ def train_on(ranks: Ranks, config: Config, state: dict[str, Any], after: int | N
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", ["gradual", "lottery"])
+@pytest.mark.parametrize("kind", [pytest.param("gradual", marks=pytest.mark.slow), "lottery"])
 def test_two_ranks_fall_repack_and_resume_bit_equal_and_one_takes_over(tmp_path, data, kind):
     wire = {"tables__item__wire__gradient_slots": 2, "sparsity__schedule__rewind": 0.1, "train__epochs": 6}
     straight, broken = (falling(tmp_path / name, data, kind, **wire) for name in ("a", "b"))
