@@ -33,7 +33,7 @@ def test_the_address_is_the_first_that_takes_jobs():
 
 @pytest.mark.parametrize("address", ["ray://a:10001", "a:6379", "http://", "http://a:x", "auto"])
 def test_an_address_that_takes_no_jobs_is_one_message(address):
-    with pytest.raises(ResourceError, match="takes no jobs.*--address"):
+    with pytest.raises(ResourceError, match=r"takes no jobs[\s\S]*--address"):
         job_server(address, None, {})
     with pytest.raises(ResourceError, match="--address http://HEAD:8265"):
         job_server(None, "10.0.0.1:6379", {"RAY_ADDRESS": "10.0.0.1:6379"})

@@ -60,7 +60,7 @@ def test_a_job_ends_here_as_it_ends_there(there, place):
     bad = start(there, place, "--job", "evaluate")
     out, err = good.communicate(timeout=60)
     assert good.returncode == 0, err
-    assert json.loads(out)["users"] > 0 and "prepare:" in err
+    assert json.loads(out)["users"]["train"] > 0 and "prepare:" in err
     assert (place / "runs" / "data").is_dir() and not list(place.glob(".hse-*"))
     out, err = bad.communicate(timeout=60)
     assert (bad.returncode, out) == (2, "")
@@ -109,9 +109,20 @@ def test_without_a_terminal_the_job_goes_on(there, place):
 @pytest.mark.ray
 def test_rays_own_command_runs_a_job_of_a_checkout(there, tmp_path):
     words = [f"run.folder={tmp_path}/run", f"data.folder={tmp_path}/data", "train.epochs=1", "cluster.workers=1"]
+    ray = [str(Path(sys.executable).parent / "ray"), "job", "submit"]
     done = subprocess.run(
-        [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", there.address, "--working-dir", "."]
-        + ["--", "python", "jobs/train.py", "configs/demo.toml", *words],
+        [
+            *ray,
+            "--address",
+            there.address,
+            "--working-dir",
+            ".",
+            "--",
+            "python",
+            "jobs/train.py",
+            "configs/demo.toml",
+            *words,
+        ],
         cwd=ROOT,
         env={**os.environ, **there.environment},
         capture_output=True,
