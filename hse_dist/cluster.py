@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -60,6 +61,8 @@ def connect(settings: ClusterSettings, metrics_port: int | None = None) -> Itera
     address = settings.address or os.environ.get("RAY_ADDRESS")
     # a relative folder means the same in a worker as on the command line
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # read by this process, before what its workers say
     if not address:
         keep_to_loopback()
         keep_to_ourselves()

@@ -15,6 +15,8 @@ CHATTY = (
     "ray.train.v2._internal.execution.controller.placement_group_cleaner",
 )
 """Loggers whose warnings say nothing that a user of this project could act on."""
+WORDY = ("ray.train.v2._internal.execution.storage",)
+"""Loggers that tell of every checkpoint, at a level that Ray Train has set for all of its own."""
 
 
 def set_levels() -> None:
@@ -22,6 +24,8 @@ def set_levels() -> None:
     logging.getLogger().setLevel(logging.WARNING)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in WORDY:
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("hse_dist").setLevel(logging.INFO)
 
 

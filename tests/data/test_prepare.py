@@ -310,7 +310,7 @@ def test_ray_tasks_write_the_same_bytes_and_raise_the_same_errors(
     prepare(make_config(tmp_path / "local", tmp_path / "logs", **options))
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=2, include_dashboard=False)
+        ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
     try:
         prepare(make_config(tmp_path / "ray", tmp_path / "logs", **options))
         with pytest.raises(DataError, match="null ids"):
