@@ -23,8 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def there() -> Iterator[Head]:
+    others = {one.pid for one in descendants(os.getpid())}  # a cluster of other tests, perhaps
     with head() as started:
-        family = [one.pid for one in descendants(os.getpid())]
+        family = {one.pid for one in descendants(os.getpid())} - others
+        assert family
         yield started
     assert not any(map(lives, family)), "processes are left"
 
