@@ -129,12 +129,12 @@ def _open(path: Path, kind: pa.DataType) -> Iterator[pq.ParquetFile]:
     """The histories, if their columns fit."""
     try:
         source = pq.ParquetFile(path)
+        schema = source.schema_arrow
     except FileNotFoundError:
         raise DataError(f"There is no file of histories {path}.") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"The histories {path} are not a Parquet file that can be read: {error}.") from None
     with source:
-        schema = source.schema_arrow
         if missing := [name for name in ("user", "items") if schema.get_field_index(name) < 0]:
             raise DataError(
                 f"The histories {path} lack {' and '.join(missing)}.", cause=f"There is {', '.join(schema.names)}."
@@ -148,7 +148,7 @@ def _open(path: Path, kind: pa.DataType) -> Iterator[pq.ParquetFile]:
 def _batches(source: pq.ParquetFile, path: Path, block: int) -> Iterator[pa.RecordBatch]:
     try:
         yield from source.iter_batches(block, columns=["user", "items"])
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"The histories {path} cannot be read: {error}.", cause="The file is damaged.") from None
 
 
