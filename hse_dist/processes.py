@@ -55,17 +55,26 @@ def lives(pid: int) -> bool:
         return False
 
 
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    return [pid, *(one.pid for one in descendants(pid))]
+
+
 def kill_with_children(pid: int) -> None:
     """SIGKILL to a process and all below it, as if their machine had gone."""
-    below = [one.pid for one in descendants(pid)]
-    kill([pid, *below])
+    kill(family(pid))
 
 
 def kill(pids: Iterable[int]) -> None:
     """SIGKILL to those that still are."""
+    send(signal.SIGKILL, pids)
+
+
+def send(number: signal.Signals, pids: Iterable[int]) -> None:
+    """A signal to those that still are."""
     for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
 
 @contextmanager

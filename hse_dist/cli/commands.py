@@ -36,14 +36,16 @@ def train(words: Namespace) -> Result:
 
 def simulate(words: Namespace) -> Result:
     """As `train`, on a cluster that is all this machine."""
+    from hse_dist.simulate.run import Loss
     from hse_dist.simulate.run import simulate as run
 
+    losses = {"killed": words.kill_node, "parted": words.part_node}
     return run(
         words.config,
         words.overrides,
         nodes=words.nodes,
         workers_per_node=words.workers_per_node,
-        kill_at=words.kill_node,
+        loss=next((Loss(how, step) for how, step in losses.items() if step is not None), None),
         minutes=words.minutes,
     )
 

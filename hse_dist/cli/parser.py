@@ -105,8 +105,11 @@ def _add_simulate(jobs: Jobs) -> None:
     job.add_argument("--nodes", type=_number, default=3, metavar="N", help="nodes, the head among them (default: 3)")
     text = "places for workers on a node (default: 1)"
     job.add_argument("--workers-per-node", type=_number, default=1, metavar="N", help=text)
+    losses = job.add_mutually_exclusive_group()
     text = "let a node die, with all that runs on it, once training has come to this step"
-    job.add_argument("--kill-node", type=_number, metavar="AT_STEP", help=text)
+    losses.add_argument("--kill-node", type=_number, metavar="AT_STEP", help=text)
+    text = "cut a node off at this step, until the run goes on without it; then it comes back"
+    losses.add_argument("--part-node", type=_number, metavar="AT_STEP", help=text)
     job.add_argument("--minutes", type=_number, default=30, metavar="M", help="limit of the whole (default: 30)")
 
 

@@ -1,7 +1,7 @@
 """The nodes of a simulated cluster: a raylet each, on loopback addresses 127.0.0.1, 127.0.0.2 and so on.
 
-In: how many nodes, and cores of each. Out: the address of their head; nodes that die and nodes that come. After the
-block all of them are gone, however it ends: by an error, by Ctrl-C or by SIGTERM.
+In: how many nodes, and cores of each. Out: the address of their head; nodes that die, that are cut off, and that come.
+After the block all of them are gone, however it ends: by an error, by Ctrl-C or by SIGTERM.
 
 Ray listens on all interfaces for a node whose address is not exactly 127.0.0.1, so a cluster gets a token of its own.
 """
@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from hse_dist.errors import ResourceError
-from hse_dist.processes import kill_with_children, nothing_left
+from hse_dist.processes import family, kill, kill_with_children, lives, nothing_left, send
 
 OBJECT_STORE_BYTES = 128 << 20
 """Of a node, in shared memory; a run sends its tables by other ways."""
 SECONDS_TO_NOTICE = 90.0
 """For Ray to find out that a node is dead, and for a node to join."""
 SECONDS_TO_END = 5.0
+LOOK_SECONDS = 0.2
 log = logging.getLogger(__name__)
 
 
@@ -42,6 +43,7 @@ class Nodes:
     def __init__(self, cluster: Any, options: dict[str, Any]) -> None:
         self._cluster, self._options = cluster, options
         self._nodes: dict[str, Any] = {}
+        self._parted: dict[str, list[int]] = {}
         self._made = 0
         self.address = ""
         """Where a driver finds the cluster, once there is a head."""
@@ -81,20 +83,65 @@ class Nodes:
             ResourceError: Ray did not notice.
         """
         node, began = self._nodes.pop(address), time.monotonic()
-        kill_with_children(node.all_processes["raylet"][0].process.pid)
+        kill_with_children(_raylet(node))
         self._cluster.remove_node(node, allow_graceful=False)  # for its books: there is nothing left to end
+        self._wait_until_noticed(address)
+        return time.monotonic() - began
+
+    def part(self, address: str) -> float:
+        """Cut a node off: all that runs on it falls silent (SIGSTOP) with its connections open, as behind a network
+        that loses every packet; the seconds that Ray took to give it up. It is none of `addresses` any more.
+
+        Raises:
+            ResourceError: Ray did not notice.
+        """
+        node, began = self._nodes.pop(address), time.monotonic()
+        stopped: list[int] = []
+        while new := [pid for pid in family(_raylet(node)) if pid not in stopped]:  # one may start while we look
+            send(signal.SIGSTOP, new)
+            stopped += new
+        self._parted[address] = stopped
+        self._cluster.worker_nodes.discard(node)  # from its books alone: `remove_node` would wait for it to end
+        self._wait_until_noticed(address)
+        return time.monotonic() - began
+
+    def heal(self, address: str) -> None:
+        """Let a node that was cut off speak again, which the cluster has given up: it must end by itself.
+
+        Raises:
+            ResourceError: something of it still runs.
+        """
+        pids = self._parted.pop(address)
+        send(signal.SIGCONT, pids)
+        end = time.monotonic() + SECONDS_TO_NOTICE
+        while left := [pid for pid in pids if lives(pid)]:
+            if time.monotonic() > end:
+                kill(left)
+                raise ResourceError(
+                    f"{len(left)} processes of the node {address} still run {SECONDS_TO_NOTICE:.0f} s after it came "
+                    "back to a cluster that had given it up."
+                )
+            time.sleep(LOOK_SECONDS)
+
+    def _wait_until_noticed(self, address: str) -> None:
         try:
             self._cluster.wait_for_nodes(SECONDS_TO_NOTICE)
         except TimeoutError:
             raise ResourceError(
                 f"Ray did not notice within {SECONDS_TO_NOTICE:.0f} s that the node {address} is dead."
             ) from None
-        return time.monotonic() - began
 
     def end(self) -> None:
         """End all nodes, the head last."""
+        for pids in self._parted.values():
+            kill(pids)
         for address in reversed(self.addresses):
             self._cluster.remove_node(self._nodes.pop(address))
+
+
+def _raylet(node: Any) -> int:
+    """The process above all that a node runs, but for the head's own."""
+    return int(node.all_processes["raylet"][0].process.pid)
 
 
 @contextmanager
@@ -160,6 +207,7 @@ def _default_cluster(nodes: Nodes) -> Iterator[None]:
 
     file = Path(get_ray_address_file(None))
     before = file.read_text() if file.exists() else None
+    file.parent.mkdir(parents=True, exist_ok=True)  # Ray makes it for a cluster in its own place alone
     try:
         yield
     finally:

@@ -1,11 +1,12 @@
 """`hse-dist simulate`: the job `train` on a cluster of several nodes that are all this machine.
 
 In: a configuration, and the shape of the cluster. Out: the job's own result, which node ran what, and what a node's
-death cost. The driver is the program `hse-dist train`, a process of its own that finds the cluster as any driver does;
+loss cost. The driver is the program `hse-dist train`, a process of its own that finds the cluster as any driver does;
 this process holds the nodes and looks on.
 
 A cluster that loses a node has no room for its workers. What manages clusters (KubeRay, `ray up`) brings another
-machine; so does this one, once Ray has noticed the death.
+machine; so does this one, once Ray has noticed. A node that was cut off comes back when the run goes on without it,
+which is the worst time: its ranks take themselves for those of the run.
 """
 
 from __future__ import annotations
@@ -40,19 +41,33 @@ PROGRAM = ("hse_dist.cli", "train")
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Killed:
-    """A node that died.
+@dataclass(frozen=True)
+class Loss:
+    """What is to happen to a node that is not the head, once training has come to `step`.
 
     Attributes:
+        how: `killed`; or `parted`: silent until the run goes on without it, and then back.
+    """
+
+    how: str
+    step: int
+
+
+@dataclass
+class Lost:
+    """A node that was lost.
+
+    Attributes:
+        how: as in `Loss`.
         step: the last one that the metrics told of then.
         ranks: that ran on it.
         noticed_seconds: until Ray knew.
         replacement: the node that came for it.
-        recovered_seconds: from the kill until the run was further than before; None: not yet.
+        recovered_seconds: from the loss until the run was further than before; None: not yet.
     """
 
     node: str
+    how: str
     step: int
     ranks: list[int]
     noticed_seconds: float
@@ -66,7 +81,7 @@ def simulate(
     *,
     nodes: int,
     workers_per_node: int,
-    kill_at: int | None = None,
+    loss: Loss | None = None,
     minutes: float = 30,
     program: Sequence[str] = PROGRAM,
 ) -> dict[str, Any]:
@@ -75,7 +90,7 @@ def simulate(
     Args:
         overrides: settings; without them there is a worker for every place, and `cluster.placement` is `spread`.
         workers_per_node: places of a node; each has `cluster.cpus_per_worker` cores.
-        kill_at: step at which a node dies that is not the head.
+        loss: of a node, on the way.
         minutes: limit of the whole; after it the run ends, with a checkpoint.
 
     Raises:
@@ -84,12 +99,12 @@ def simulate(
     """
     words = [f"cluster.workers={nodes * workers_per_node}", "cluster.placement=spread", *overrides]
     settings = load_config(config, words)
-    _check(settings, nodes, workers_per_node, kill_at)
+    _check(settings, nodes, workers_per_node, loss)
     end = time.monotonic() + 60 * minutes
     with ending(), simulated(nodes, workers_per_node * settings.cluster.cpus_per_worker) as cluster:
         log.info("%d nodes are up: %s", nodes, ", ".join(cluster.addresses))
         with _driver([*program, config, *words], cluster.address, settings.cluster.grace_seconds) as driver:
-            watch = _Watch(RunFolder(settings), cluster, kill_at)
+            watch = _Watch(RunFolder(settings), cluster, loss)
             while driver.process.poll() is None:
                 if time.monotonic() > end:
                     raise TrainingError(f"The simulation did not end within {minutes:g} minutes (option --minutes).")
@@ -97,15 +112,15 @@ def simulate(
                 time.sleep(LOOK_SECONDS)
             watch.look()
             result = {**driver.result(), **watch.result()}
-    if kill_at is not None and watch.killed is None:
+    if loss is not None and watch.lost is None:
         raise UserError(
-            f"The run was over before step {kill_at}, at which a node was to die (option --kill-node).",
+            f"The run was over before step {loss.step}, at which a node was to be {loss.how}.",
             cause="Metrics tell of a step every train.log_every steps; and a run that is complete does not run again.",
         )
     return result
 
 
-def _check(config: Config, nodes: int, workers_per_node: int, kill_at: int | None) -> None:
+def _check(config: Config, nodes: int, workers_per_node: int, loss: Loss | None) -> None:
     cluster, places = config.cluster, nodes * workers_per_node
     problems = []
     if cluster.address is not None:
@@ -114,8 +129,8 @@ def _check(config: Config, nodes: int, workers_per_node: int, kill_at: int | Non
         problems.append(f'simulated nodes have no GPU: cluster.device = "{cluster.device}"')
     if cluster.fewest < 1 or cluster.most > places:
         problems.append(f"cluster.workers = {cluster.workers}, but {nodes} nodes have {places} places")
-    if kill_at is not None and nodes < 2:
-        problems.append("--kill-node needs a node beside the head: --nodes 2 or more")
+    if loss is not None and nodes < 2:
+        problems.append(f"a node that is {loss.how} is one beside the head: --nodes 2 or more")
     if problems:
         raise ConfigError("These settings do not fit a simulated cluster:\n" + "\n".join(f"  - {p}" for p in problems))
 
@@ -172,17 +187,17 @@ def _driver(words: Sequence[str], address: str, grace_seconds: float) -> Iterato
 
 
 class _Watch:
-    """Looks at a run from outside, by its files; lets a node die when it is time."""
+    """Looks at a run from outside, by its files; loses a node when it is time."""
 
-    def __init__(self, folder: RunFolder, nodes: Nodes, kill_at: int | None) -> None:
-        self.folder, self.nodes, self.kill_at = folder, nodes, kill_at
-        self.killed: Killed | None = None
-        self._killed_at = 0.0
+    def __init__(self, folder: RunFolder, nodes: Nodes, loss: Loss | None) -> None:
+        self.folder, self.nodes, self.loss = folder, nodes, loss
+        self.lost: Lost | None = None
+        self._lost_at = 0.0
         # of an earlier run in this folder, perhaps
         self.placement, self._old_metrics, self._seen = read_placement(folder.placement), self._stamp(), False
 
     def look(self) -> None:
-        """One look: show what changed, kill what is to die."""
+        """One look: show what changed, lose what is to be lost."""
         placement = read_placement(self.folder.placement)
         if placement is not None and placement != self.placement:
             self.placement, self._seen = placement, True
@@ -190,11 +205,15 @@ class _Watch:
         step = self.step() if self._seen else None
         if step is None:
             return
-        if self.kill_at is not None and self.killed is None and step >= self.kill_at:
-            self._kill(step)
-        elif self.killed is not None and self.killed.recovered_seconds is None and step > self.killed.step:
-            self.killed.recovered_seconds = round(time.monotonic() - self._killed_at, 1)
-            log.info("Recovered: step %d, %.1f s after the kill", step, self.killed.recovered_seconds)
+        if self.loss is not None and self.lost is None and step >= self.loss.step:
+            self._lose(self.loss.how, step)
+        elif self.lost is not None and self.lost.recovered_seconds is None and step > self.lost.step:
+            self.lost.recovered_seconds = round(time.monotonic() - self._lost_at, 1)
+            log.info("Recovered: step %d, after %.1f s", step, self.lost.recovered_seconds)
+            if self.lost.how == "parted":
+                log.info("The node %s is back", self.lost.node)
+                self.nodes.heal(self.lost.node)
+                log.info("The node %s found itself given up, and has ended", self.lost.node)
 
     def step(self) -> int | None:
         """The last step that the metrics of this run tell of."""
@@ -212,19 +231,19 @@ class _Watch:
             return None
         return found.st_mtime_ns, found.st_size
 
-    def _kill(self, step: int) -> None:
+    def _lose(self, how: str, step: int) -> None:
         assert self.placement is not None
         of: dict[str, list[int]] = {node: [] for node in self.nodes.addresses if node != self.nodes.head}
         for rank, place in enumerate(self.placement["ranks"]):
             if place["node"] in of:
                 of[place["node"]].append(rank)
         node = max(of, key=lambda node: (len(of[node]), node))
-        log.info("Step %d: the node %s dies, with %s", step, node, _ranks(of[node]))
-        self._killed_at = time.monotonic()
-        noticed = self.nodes.kill(node)
+        log.info("Step %d: the node %s is %s, with %s", step, node, how, _ranks(of[node]))
+        self._lost_at = time.monotonic()
+        noticed = self.nodes.kill(node) if how == "killed" else self.nodes.part(node)
         replacement = self.nodes.add()
         log.info("Ray noticed after %.1f s; the node %s comes in its place", noticed, replacement)
-        self.killed = Killed(node, step, of[node], round(noticed, 1), replacement)
+        self.lost = Lost(node, how, step, of[node], round(noticed, 1), replacement)
 
     def _show(self, placement: Placement) -> None:
         runs = by_node(placement)
@@ -236,10 +255,10 @@ class _Watch:
         show_texts("Which node runs what", ("node", "runs"), rows)
 
     def result(self) -> dict[str, Any]:
-        """For the job's result: what runs where at the end, and what became of the node that died."""
+        """For the job's result: what runs where at the end, and what became of the node that was lost."""
         runs = by_node(self.placement) if self.placement is not None and self._seen else {}
-        killed = None if self.killed is None else asdict(self.killed)
-        return {"nodes": {node: runs.get(node, []) for node in self.nodes.addresses}, "killed": killed}
+        lost = None if self.lost is None else asdict(self.lost)
+        return {"nodes": {node: runs.get(node, []) for node in self.nodes.addresses}, "lost": lost}
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""A cluster on this machine: what it refuses, how it ends, and that a run survives the death of a node, bit by bit."""
+"""A cluster on this machine: what it refuses, how it ends, and that a run survives the loss of a node, bit by bit."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ class Simulation:
         (["cluster.workers=0"], "3 nodes have 3 places"),
         (["cluster.device=cuda"], "simulated nodes have no GPU"),
         (["cluster.address=10.0.0.1:6379"], "leave out cluster.address"),
-        (["--nodes", "1", "--kill-node", "3"], "--nodes 2 or more"),
+        (["--nodes", "1", "--kill-node", "3"], "a node that is killed is one beside the head: --nodes 2 or more"),
+        (["--nodes", "1", "--part-node", "3"], "a node that is parted is one beside the head: --nodes 2 or more"),
     ],
 )
 def test_a_cluster_that_cannot_be_is_refused_before_anything_starts(settings, capfd, words, message):
@@ -104,17 +105,23 @@ def test_a_limit_that_is_over_ends_the_run(settings):
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(600)
 def test_a_run_that_loses_a_node_ends_as_one_that_lost_none(settings, tmp_path):
-    words = ["train.epochs=8", "cluster.timeout_seconds=60", "cluster.workers=3"]
-    simulation = Simulation(settings, *words, "--kill-node", "60", f"run.folder={tmp_path}/lost")
-    simulation.wait("Recovered", 200)
-    code, result = simulation.end(120)
-    assert code == 0
-    killed = result["killed"]
-    assert killed["node"] != "127.0.0.1" and killed["replacement"] == "127.0.0.4" and len(killed["ranks"]) == 1
-    assert killed["step"] >= 60 and killed["recovered_seconds"] > killed["noticed_seconds"] > 0
-    assert sorted(map(len, result["nodes"].values())) == [1, 1, 2]  # spread: a rank each, and the server
-    assert "SparsityServer" in result["nodes"]["127.0.0.1"] and killed["node"] not in result["nodes"]
+    words = ["train.epochs=24", "cluster.timeout_seconds=60", "cluster.workers=3"]
+    for how, option in (("killed", "--kill-node"), ("parted", "--part-node")):
+        simulation = Simulation(settings, *words, option, "60", f"run.folder={tmp_path}/{how}")
+        simulation.wait("Recovered", 200)
+        code, result = simulation.end(180)
+        text = simulation.log.read_text()
+        assert code == 0, text[-3000:]
+        assert ("found itself given up, and has ended" in text) == (how == "parted")
+        lost = result["lost"]
+        assert lost["how"] == how and lost["node"] != "127.0.0.1" and lost["replacement"] == "127.0.0.4"
+        assert (
+            lost["step"] >= 60 and lost["recovered_seconds"] > lost["noticed_seconds"] > 0 and len(lost["ranks"]) == 1
+        )
+        assert sorted(map(len, result["nodes"].values())) == [1, 1, 2]  # spread: a rank each, and the server
+        assert "SparsityServer" in result["nodes"]["127.0.0.1"] and lost["node"] not in result["nodes"]
 
     clean = subprocess.run(
         [sys.executable, "-m", "hse_dist.cli", "simulate", str(settings), *words, f"run.folder={tmp_path}/clean"],
@@ -123,6 +130,8 @@ def test_a_run_that_loses_a_node_ends_as_one_that_lost_none(settings, tmp_path):
         timeout=200,
         check=True,
     )
-    assert json.loads(clean.stdout)["killed"] is None
-    lost, kept = (load_config(settings, [*words, f"run.folder={tmp_path}/{name}"]) for name in ("lost", "clean"))
-    assert differences(kept, lost) == []
+    assert json.loads(clean.stdout)["lost"] is None
+    kept, *lost = (
+        load_config(settings, [*words, f"run.folder={tmp_path}/{name}"]) for name in ("clean", "killed", "parted")
+    )
+    assert [differences(kept, one) for one in lost] == [[], []]
