@@ -22,7 +22,7 @@ FALLING = ("one_shot", "gradual", "lottery")
 def contradictions(config: Config) -> list[str]:
     """All contradictions of the configuration; empty if there are none."""
     item, sparsity = config.tables.item, config.sparsity
-    problems = list(_data(config.data))
+    problems = [*_data(config.data), *_memory(config)]
     if item.kind == "dense":
         return problems + list(_dense(config))
     problems += [*_start(config), *_budget(item, sparsity), *_rewire(sparsity)]
@@ -39,6 +39,13 @@ def _data(data: DataSettings) -> Iterator[str]:
         yield 'data.split.target_order = "last" needs data.columns.timestamp'
     if (data.source == "synthetic") != (data.synthetic is not None):
         yield 'data.source = "synthetic" and the section data.synthetic go together'
+
+
+def _memory(config: Config) -> Iterator[str]:
+    kernel = config.tables.item.kernel
+    if kernel != "fused" and config.cluster.device != "cuda":
+        device = config.cluster.device
+        yield f'tables.item.kernel = "{kernel}" is for the memory of GPUs, but cluster.device = "{device}"'
 
 
 def _dense(config: Config) -> Iterator[str]:

@@ -59,6 +59,10 @@ class TableSettings(Settings):
     """Slots a chunk; a row is a run of chunks."""
     sharding: Sharding = "row_wise"
     """How TorchRec spreads the table over the ranks."""
+    kernel: Literal["fused", "fused_uvm", "fused_uvm_caching"] = "fused"
+    """Where a GPU's shard lies: in its own memory; in the host's, read from there; there, with a cache on the GPU."""
+    cache_load_factor: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """`fused_uvm_caching`: share of the shard that the cache has room for."""
     slack: NonNegativeFloat = 0.0
     """Slots beyond those of the start, as a share of it: room for rows of a random start to grow at others' cost."""
     capacity_power: NonNegativeFloat = 0.0

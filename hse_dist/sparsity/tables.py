@@ -20,6 +20,7 @@ from hse_dist.sparsity.start import StartFolder
 from hse_dist.sparsity.start.folder import RANGE_ROWS
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.repack import lengths_needed
+from hse_dist.tables.shard_memory import ShardMemory
 from hse_dist.tables.sharded import DenseTable, PackedTable
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def make_table(
     settings = config.tables.item
     if start is None:
         assert isinstance(settings.dims, int)
-        dense = DenseTable(rows, settings.dims, ranks, config.train, settings.sharding)
+        dense = DenseTable(rows, settings.dims, ranks, config.train, settings.sharding, ShardMemory.of(settings))
         generator = torch.Generator(ranks.device).manual_seed(config.run.seed * 65_537 + ranks.rank)
         dense.local_values().normal_(generator=generator)
         dense.local_values().div_(settings.dims**0.5)
@@ -68,6 +69,7 @@ def make_table(
     table = PackedTable(
         layout, start.dims, ranks, config.train, settings.sharding,
         with_gains=with_gains, wire=settings.wire, block=sparsity.structure.unit,
+        memory=ShardMemory.of(settings),
     )  # fmt: skip
     if state is None:
         table.set_gains(start.gains)

@@ -29,6 +29,7 @@ from hse_dist.memory import available_memory
 from hse_dist.ranks import Ranks
 from hse_dist.tables.codecs import Registry
 from hse_dist.tables.collection import ColumnCollection, GainCollection, PackedCollection
+from hse_dist.tables.shard_memory import ShardMemory
 
 OPTIMIZERS = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -65,7 +66,7 @@ def make_sharders(
     ]
 
 
-def make_plan(module: nn.Module, sharders: list[Any], ranks: Ranks, sharding: str) -> ShardingPlan:
+def make_plan(module: nn.Module, sharders: list[Any], ranks: Ranks, sharding: str, memory: ShardMemory) -> ShardingPlan:
     """The planner's placement of all tables of `module` under `sharding` ("row_wise" or "table_wise").
 
     Raises:
@@ -73,7 +74,7 @@ def make_plan(module: nn.Module, sharders: list[Any], ranks: Ranks, sharding: st
     """
     parts = [part for part in module.children() if isinstance(part, EmbeddingCollection)]
     tables = [config.name for part in parts for config in part.embedding_configs()]
-    constraint = ParameterConstraints(sharding_types=[sharding], compute_kernels=["fused"])
+    constraint = ParameterConstraints(sharding_types=[sharding], **memory.constraints())
     planner = EmbeddingShardingPlanner(
         topology=make_topology(ranks),
         constraints=dict.fromkeys(tables, constraint),

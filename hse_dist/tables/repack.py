@@ -92,7 +92,7 @@ def blocks(owned: OwnedRows) -> Iterator[OwnedRows]:
 
 def take_out(table: PackedTable) -> Contents:
     """All that a table of another layout needs; the caller then lets go of the table. A collective call."""
-    accumulators = [table.gather_chunks(shard).cpu() for shard in table.accumulators("values")]
+    accumulators = [table.gather_chunks(shard) for shard in table.accumulators("values")]
     gains, first = table.gain_shards()
     return Contents(
         owned=table.owned(),
@@ -112,7 +112,7 @@ def put_in(contents: Contents, layout: RowLayout) -> PackedTable:
     made = contents.recipe
     table = PackedTable(
         layout, old.dims * made.block, ranks, made.train, made.sharding,
-        with_gains=made.with_gains, wire=made.wire, block=made.block,
+        with_gains=made.with_gains, wire=made.wire, block=made.block, memory=made.memory,
     )  # fmt: skip
     shards = [table.local_values(), table.local_columns(), *table.accumulators("values")]
     mine = table.ranges[ranks.rank]

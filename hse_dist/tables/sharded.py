@@ -5,6 +5,9 @@ rows of this rank's candidates, and whose update happens inside the backward pas
 
 Rows are owned by the rank that holds their first chunk. Under ROW_WISE a row may run on into the next shard: at most
 ranks − 1 rows do. `owned()` gathers such a row's other chunks to its owner and `put_back` returns them.
+
+A GPU's shard may lie in the host's memory with a cache on the GPU. Whoever reads or writes a shard itself gets it from
+`weights()`, with the cache written back and emptied, and must be done with it before the next lookup.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from hse_dist.tables.feedback import Residuals
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.numbers import floats, padded, stored_numbers, whole_numbers
 from hse_dist.tables.plan import local_device, make_plan, make_sharders, shard_ranges
+from hse_dist.tables.shard_memory import ShardMemory, weights
 
+IN_PLACE = ShardMemory()
 COUNTED_AT_A_TIME = 2**18
 """Chunks whose live entries are counted at once."""
 
@@ -75,9 +80,15 @@ class ShardedTable:
     """A packed or dense table under `DistributedModelParallel`; every method but `set_rates` is a collective call."""
 
     def __init__(
-        self, collection: nn.Module, ranks: Ranks, sharders: list[Any], train: TrainSettings, sharding: str
+        self,
+        collection: nn.Module,
+        ranks: Ranks,
+        sharders: list[Any],
+        train: TrainSettings,
+        sharding: str,
+        memory: ShardMemory,
     ) -> None:
-        plan = make_plan(collection, sharders, ranks, sharding)
+        plan = make_plan(collection, sharders, ranks, sharding, memory)
         self.ranks, self.plan = ranks, plan
         self.ranges = shard_ranges(plan, "values", ranks.size)
         self.module = DistributedModelParallel(
@@ -124,11 +135,11 @@ class ShardedTable:
         optimizer = self.module.fused_optimizer.state_dict()["state"]
         states = {name: state for name, state in optimizer.items() if state}
         # an empty dictionary would be an entry that ranks with a state do not have
-        return {"model": self.module.state_dict(), **({"optimizer": states} if states else {})}
+        return {"model": weights(self.module), **({"optimizer": states} if states else {})}
 
     def _local(self, name: str) -> Tensor:
         """This rank's shard of the collection `name`, [n, width]; empty where it holds none."""
-        (weight,) = (value for key, value in self.module.state_dict().items() if key.startswith(f"{name}."))
+        (weight,) = (value for key, value in weights(self.module).items() if key.startswith(f"{name}."))
         shards = weight.local_shards()
         return shards[0].tensor if shards else torch.empty(0, weight.metadata().size[1], device=self.ranks.device)
 
@@ -140,8 +151,16 @@ class ShardedTable:
 class DenseTable(ShardedTable):
     """The dense baseline."""
 
-    def __init__(self, rows: int, dims: int, ranks: Ranks, train: TrainSettings, sharding: str) -> None:
-        super().__init__(DenseCollection(rows, dims), ranks, make_sharders(train), train, sharding)
+    def __init__(
+        self,
+        rows: int,
+        dims: int,
+        ranks: Ranks,
+        train: TrainSettings,
+        sharding: str,
+        memory: ShardMemory = IN_PLACE,
+    ) -> None:
+        super().__init__(DenseCollection(rows, dims), ranks, make_sharders(train), train, sharding, memory)
         self.module.module.ranks = ranks
         self.rows, self.dims = rows, dims
 
@@ -162,6 +181,7 @@ class Recipe:
     with_gains: bool
     wire: WireSettings
     block: int
+    memory: ShardMemory
 
 
 class PackedTable(ShardedTable):
@@ -178,16 +198,17 @@ class PackedTable(ShardedTable):
         with_gains: bool,
         wire: WireSettings | None = None,
         block: int = 1,
+        memory: ShardMemory = IN_PLACE,
     ) -> None:
         layout = RowLayout(layout.offsets.to(ranks.device), layout.width)
         wire = wire or WireSettings()
-        self.recipe = Recipe(train, sharding, with_gains, wire, block)
+        self.recipe = Recipe(train, sharding, with_gains, wire, block, memory)
         self.block, self.free, self.numbers = block, dims // block, layout.width // block
         values, gradients = value_codecs(wire, layout.width)
         columns = Columns(self.free, stored_numbers(layout.width, block), self.numbers)
         sharders = make_sharders(train, registry(values, gradients), registry(columns, Codec()))
         collection = PackedCollection(layout, dims, with_gains=with_gains, block=block)
-        super().__init__(collection, ranks, sharders, train, sharding)
+        super().__init__(collection, ranks, sharders, train, sharding, memory)
         self.residuals, self._feedback_mb = None, wire.feedback_mb
         if wire.feedback and not gradients.exact and ranks.size > 1:  # one rank alone sends nothing
             device = local_device(ranks.device)
@@ -272,7 +293,7 @@ class PackedTable(ShardedTable):
         """Fill this rank's shard of the gains from `gains(first, last)`, float32."""
         if not self.with_gains:
             return
-        (weight,) = (value for key, value in self.module.state_dict().items() if key.startswith("gains."))
+        (weight,) = (value for key, value in weights(self.module).items() if key.startswith("gains."))
         for shard in weight.local_shards():
             first, count = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
             given = torch.from_numpy(gains(first, first + count))
@@ -294,7 +315,7 @@ class PackedTable(ShardedTable):
         else:
             values = self.gather_chunks(self._local("values")).flatten().to("cpu", copy=True)
             numbers = self.gather_chunks(self._local("columns"))[:, : self.numbers]
-            columns = numbers.to(torch.int32).flatten().cpu()
+            columns = numbers.to(torch.int32).flatten()
         offsets = self.layout.offsets[first : last + 1].cpu().numpy() * self.numbers
         offsets -= int(offsets[0])
         return OwnedRows(first, last, offsets, values.numpy(), columns.numpy(), self.free, self.block)
@@ -308,17 +329,17 @@ class PackedTable(ShardedTable):
         """Write what `owned` gave, changed, into the shards of all ranks that hold a part of it."""
         if self.end_loan():
             return
-        values = torch.from_numpy(rows.values).view(-1, self.layout.width).to(self.ranks.device)
-        columns = torch.from_numpy(rows.columns).view(-1, self.numbers).to(self.ranks.device, torch.int32)
+        values = torch.from_numpy(rows.values).view(-1, self.layout.width)
+        columns = torch.from_numpy(rows.columns).view(-1, self.numbers).to(torch.int32)
         columns = padded(columns, stored_numbers(self.layout.width, self.block), self.free)
         accumulators = [shard for shard in self.accumulators("values") if shard.shape == self._local("values").shape]
-        before = self._local("columns")[:, : self.numbers].clone() if accumulators else None
+        before = self._local("columns")[:, : self.numbers].to("cpu", copy=True) if accumulators else None
         self._scatter_chunks(values, self._local("values"))
         self._scatter_chunks(columns, self._local("columns"))
         if before is not None:
-            changed = (before != self._local("columns")[:, : self.numbers]).repeat_interleave(self.block, 1)
+            changed = (before != self._local("columns")[:, : self.numbers].cpu()).repeat_interleave(self.block, 1)
             for accumulator in accumulators:
-                accumulator[changed] = self.warm_accumulator
+                accumulator[changed.to(accumulator.device)] = self.warm_accumulator
 
     def end_loan(self) -> bool:
         """Take the shard back where `owned` lent it: what was changed stays; whether it was lent."""
@@ -349,7 +370,7 @@ class PackedTable(ShardedTable):
         return [(int(offsets[first]), int(offsets[last])) for first, last in self.row_ranges]
 
     def gather_chunks(self, shard: Tensor) -> Tensor:
-        """From chunks as they are held to chunks as they are owned, [n, w]."""
+        """From chunks as they are held to chunks as they are owned, [n, w]; on the host, perhaps a view."""
         return self._move(shard, self.ranges, self._owner_ranges())
 
     def _scatter_chunks(self, owned: Tensor, shard: Tensor) -> None:
@@ -357,11 +378,14 @@ class PackedTable(ShardedTable):
         shard.copy_(self._move(owned, self._owner_ranges(), self.ranges))
 
     def _move(self, chunks: Tensor, now: list[tuple[int, int]], then: list[tuple[int, int]]) -> Tensor:
-        # only the chunks of straddling rows change rank; the part that stays is exchanged with oneself
-        mine, _ = now[self.ranks.rank]
+        # Only the chunks of straddling rows change rank and pass through the device: a shard in the host's memory may
+        # be larger than that.
+        me, (mine, _) = self.ranks.rank, now[self.ranks.rank]
         parts = []
         for first, last in then:
             begin, end = max(first, mine), min(last, mine + len(chunks))
             parts.append(chunks[begin - mine : max(begin, end) - mine])
-        received = [part for part in self.ranks.exchange(parts) if len(part)]
-        return received[0] if len(received) == 1 else torch.cat(received or [chunks[:0]])
+        stays, parts[me] = parts[me], chunks[:0]
+        moved = self.ranks.exchange([part.to(self.ranks.device) for part in parts])
+        received = [part.cpu() for part in (*moved[:me], stays, *moved[me + 1 :]) if len(part)]
+        return received[0] if len(received) == 1 else torch.cat(received or [chunks[:0].cpu()])
