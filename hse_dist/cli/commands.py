@@ -149,6 +149,16 @@ def _recommend_one(folder: str, ids: list[str], k: int) -> Result:
     return {"history": history, "items": answer.items, "scores": answer.scores, "unknown": answer.unknown}
 
 
+def serve(words: Namespace) -> Result:
+    """Export → answers over HTTP, until somebody ends it."""
+    from hse_dist.serve.options import Limits, parse_options
+    from hse_dist.serve.run import run
+
+    options = {name: value for name, value in vars(words).items() if name != "job"}
+    limits = {name: options.pop(name) for name in Limits.model_fields}
+    return run(parse_options({**options, "limits": limits}))
+
+
 def benchmark(words: Namespace) -> Result:
     """Shapes → figures, a table, a file and a picture."""
     from hse_dist.benchmark.report import finish, open_folder
@@ -239,6 +249,7 @@ JOBS = (
     export,
     repack,
     recommend,
+    serve,
     benchmark,
     demo,
     doctor,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hse_dist.cli.benchmarks import BENCHMARKS, FOLDER, Option
 from hse_dist.cli.plan_words import add_plan
+from hse_dist.cli.serve_words import add_serve
 from hse_dist.cli.submit_words import add_submit, check_submit, split_options
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ BASELINES = ("popularity", "item-knn", "item-knn-full", "ease", "ease-pruned", "
 EPILOG = """
 Every job prints one JSON object as its last line on standard output and logs to standard error.
 Exit codes: 0 success, 2 a mistake you can mend, 1 a failure (HSE_DEBUG=1 shows the traceback), 130 interrupted,
-143 stopped by SIGTERM (train: with a checkpoint).
+143 stopped by SIGTERM (train: with a checkpoint). A server (serve) ends with 0 on Ctrl-C and SIGTERM.
 """
 
 
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_repack(jobs)
     _add_compare(jobs)
     _add_recommend(jobs)
+    add_serve(jobs, _number)
     _add_benchmark(jobs)
     _add_demo(jobs)
     _add_doctor(jobs)

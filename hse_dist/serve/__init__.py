@@ -1,0 +1,1 @@
+"""Answers over HTTP: an export behind Ray Serve."""

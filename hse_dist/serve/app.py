@@ -1,0 +1,136 @@
+"""The application: paths, checks, schema. FastAPI, without Ray: a test calls it in its own process.
+
+In: a service, the limits, and what gathers the counts of all replicas. Out: an ASGI application.
+
+Answers are computed in threads, `threads` at a time: the kernels leave the interpreter to others meanwhile, and the
+event loop goes on taking requests, refusing them, and saying that all is well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+import hse_dist
+from hse_dist.errors import HseError, UserError
+from hse_dist.serve.counts import CONTENT_TYPE, Snapshot, page
+from hse_dist.serve.guard import HEALTHZ, METRICS, RECOMMEND, RELOAD, Guard
+from hse_dist.serve.messages import Answer, Health, Problem, Reloaded, question_model
+from hse_dist.serve.options import Limits
+from hse_dist.serve.service import Service, Watch
+
+NAMED = 5
+"""Mistakes of a request that its answer names."""
+
+Gather = Callable[[Snapshot], Awaitable[list[Snapshot]]]
+
+
+async def alone(own: Snapshot) -> list[Snapshot]:
+    """The counts of all replicas, where there is one."""
+    return [own]
+
+
+def make_app(
+    service: Service, limits: Limits, *, threads: int = 1, look_seconds: float = 1.0, gather: Gather = alone
+) -> FastAPI:
+    """The application.
+
+    Args:
+        threads: answers that are computed at a time.
+        look_seconds: between looks for a newer export, while the application's lifespan runs.
+        gather: hands over the counts of this replica, and returns those of all.
+    """
+    pool = ThreadPoolExecutor(threads, "answer")
+    watch = Watch(service)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_look(watch, service, look_seconds, gather))
+        yield
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        pool.shutdown()
+
+    app = FastAPI(
+        title="hse_dist",
+        description="Recommendations from an export of hse_dist.",
+        version=hse_dist.__version__,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={413: {"model": Problem, "description": "The body is too large."}},
+    )
+    app.add_middleware(Guard, limits=limits, counts=service.counts)
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(HseError)(_failed)
+    _add_recommend(app, service, limits, pool)
+    _add_others(app, service, gather)
+    return app
+
+
+async def _look(watch: Watch, service: Service, seconds: float, gather: Gather) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        await asyncio.to_thread(watch)
+        with suppress(Exception):  # whoever gathers may be starting again; the next time counts
+            await gather(service.counts.snapshot())
+
+
+def _add_recommend(app: FastAPI, service: Service, limits: Limits, pool: ThreadPoolExecutor) -> None:
+    Question = question_model(limits)
+    problems: dict[int | str, dict[str, Any]] = {
+        400: {"model": Problem, "description": "The body cannot be read."},
+        422: {"model": Problem, "description": "The question is wrong, or more than is allowed."},
+        503: {"model": Problem, "description": "Too much at once; try again after `Retry-After` seconds."},
+    }
+
+    async def recommend(question: Any) -> Answer:
+        return await asyncio.get_running_loop().run_in_executor(pool, service.answer, question)
+
+    recommend.__annotations__["question"] = Question  # it depends on the limits
+    text = "The best items for one history."
+    app.post(RECOMMEND, response_model=Answer, responses=problems, description=text)(recommend)
+
+
+def _add_others(app: FastAPI, service: Service, gather: Gather) -> None:
+    @app.post(
+        RELOAD, responses={409: {"model": Problem, "description": "The export is unfit; the one before is kept."}}
+    )
+    async def reload() -> Reloaded:
+        """Look for a newer export now. Requests under way end with the one before."""
+        return await asyncio.to_thread(service.look, again=True)
+
+    @app.get(HEALTHZ)
+    async def healthz() -> Health:
+        """Whether this replica answers, and from what."""
+        return Health(version=service.version, items=service.items)
+
+    @app.get(
+        METRICS, response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    )
+    async def metrics() -> Response:
+        """The counts of all replicas, for Prometheus."""
+        return Response(page(await gather(service.counts.snapshot())), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """What is wrong, without what was sent: that may be long, or no JSON."""
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    said = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:NAMED]]
+    more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return JSONResponse({"detail": f"{'; '.join(said)}{more}"}, status_code=422)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HseError)
+    wrong = 409 if request.url.path == RELOAD else 422
+    return JSONResponse({"detail": str(error)}, status_code=wrong if isinstance(error, UserError) else 500)

@@ -1,0 +1,105 @@
+"""What stands before the application: limits of size and number, and the counting of what is answered.
+
+In: an ASGI application. Out: one that answers 413 to a body that is too large, before it is in memory, and 503 with
+`Retry-After` to what is too much at once; and that counts every answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from hse_dist.serve.counts import Counts
+from hse_dist.serve.options import Limits
+
+RECOMMEND, RELOAD, HEALTHZ, METRICS, OPENAPI = "/recommend", "/reload", "/healthz", "/metrics", "/openapi.json"
+PATHS = (RECOMMEND, RELOAD, HEALTHZ, METRICS, OPENAPI)
+RETRY_AFTER_SECONDS = 1
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+
+class Guard:
+    """An ASGI middleware.
+
+    Args:
+        app: what is guarded.
+    """
+
+    def __init__(self, app: Application, limits: Limits, counts: Counts) -> None:
+        self._app, self._limits, self._counts, self._in_flight = app, limits, counts, 0
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500  # what Starlette answers when the application raises
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        # paths that nobody serves are anybody's: one name for all keeps the page short
+        path = scope["path"] if scope["path"] in PATHS else "other"
+        try:
+            if path == RECOMMEND:
+                await self._limited(scope, receive, watched)
+            else:
+                await self._bounded(scope, receive, watched)
+        finally:
+            self._counts.request(path, status, time.perf_counter() - began)
+
+    async def _limited(self, scope: Message, receive: Receive, send: Send) -> None:
+        if self._in_flight >= self._limits.concurrency:
+            busy = JSONResponse(
+                {"detail": f"{self._in_flight} requests are under way, the most that are taken at once."},
+                status_code=503,
+                headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+            )
+            await busy(scope, receive, send)
+            return
+        self._in_flight += 1
+        self._counts.in_flight(self._in_flight)
+        try:
+            await self._bounded(scope, receive, send)
+        finally:
+            self._in_flight -= 1
+            self._counts.in_flight(self._in_flight)
+
+    async def _bounded(self, scope: Message, receive: Receive, send: Send) -> None:
+        most = self._limits.max_body_bytes
+        if _said_length(scope) > most:
+            await JSONResponse({"detail": _too_large(most)}, status_code=413)(scope, receive, send)
+            return
+        got = 0
+
+        async def counted() -> Message:
+            nonlocal got
+            message = await receive()
+            got += len(message.get("body", b""))
+            if got > most:  # it came in pieces, without a length
+                raise HTTPException(413, _too_large(most))
+            return message
+
+        await self._app(scope, counted, send)
+
+
+def _said_length(scope: Message) -> int:
+    for name, value in scope["headers"]:
+        if name.lower() == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
+
+
+def _too_large(most: int) -> str:
+    return f"The body is larger than {most} bytes, the most that is taken."

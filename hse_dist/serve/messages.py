@@ -1,0 +1,85 @@
+"""What goes over the wire: questions, answers and problems, as pydantic models.
+
+In: the limits of a server. Out: the models from which FastAPI checks requests and writes the OpenAPI schema, limits
+included. Ids are whole numbers or texts, as those of an export are; what the export does not know is no mistake.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, create_model
+
+from hse_dist.serve.options import Limits
+
+Id = StrictInt | StrictStr
+
+
+class Answer(BaseModel):
+    """Items, best first."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    items: list[Id]
+    """Raw ids."""
+    scores: list[float]
+    """One for each item."""
+    unknown: list[Id]
+    """Ids of the history that the export does not know; they change nothing."""
+
+
+class Health(BaseModel):
+    """The replica answers."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    status: str = "ok"
+    version: str
+    """Of the export that it answers from."""
+    items: int
+    """Of that export."""
+
+
+class Reloaded(BaseModel):
+    """What is answered from now."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    version: str
+    changed: bool
+    """Whether this is another export than before."""
+
+
+class Problem(BaseModel):
+    """A request that was not answered."""
+
+    detail: str
+
+
+def _texts(ids: list[int | str]) -> list[int | str]:
+    """Half of a surrogate pair, which JSON can spell, is no text that an answer could repeat."""
+    for one in ids:
+        if isinstance(one, str) and not one.isascii():
+            one.encode()  # raises a ValueError
+    return ids
+
+
+def question_model(limits: Limits) -> Any:
+    """The model of a question under these limits."""
+
+    def ids(most: int) -> Any:
+        return Annotated[list[Id], Field(max_length=most), AfterValidator(_texts)]
+
+    filters = ids(limits.max_filter) | None
+    fields: dict[str, Any] = {
+        "history": (ids(limits.max_history), Field(description="Raw ids of the items that a user has.")),
+        "k": (
+            Annotated[StrictInt, Field(ge=1, le=limits.max_k)],
+            Field(default=min(10, limits.max_k), description="Items wanted at most."),
+        ),
+        "seen": (StrictBool, Field(default=False, description="Whether items of the history may be answered.")),
+        "allow": (filters, Field(default=None, description="The only items that may be answered.")),
+        "deny": (filters, Field(default=None, description="Items that may not be answered.")),
+        "explain": (StrictBool, Field(default=False, description="Whether to say what made each score.")),
+    }
+    return create_model("Question", __config__=ConfigDict(extra="forbid"), __doc__="A history.", **fields)
