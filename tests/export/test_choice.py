@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hse_dist.export.format import Export
@@ -47,6 +47,7 @@ some = st.lists(st.integers(0, ITEMS + 5), max_size=ITEMS)
 lists = st.one_of(st.none(), some, st.just(list(range(ITEMS))))
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 30),
     histories=st.lists(some, max_size=4),
@@ -83,6 +84,7 @@ def test_an_allow_list_is_answered_alone_or_by_a_mask(monkeypatch, few: int) -> 
             assert list(answer) == slow(export, {3, 7}, 9, False, {3, 4, 20})
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 30),
     history=st.sets(st.integers(0, ITEMS - 1), min_size=1, max_size=8),
