@@ -24,6 +24,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ import scipy.sparse as sp
 
 from hse_dist.errors import ExportError, NumericError
 from hse_dist.export.compact import CompactWriter, array_files, describe, read_matrix, read_storage
+from hse_dist.export.content import Content
 from hse_dist.export.sizes import LAYOUTS, Layout, Storage
 from hse_dist.export.tables import ITEMS, NPZ, ItemsWriter, OpenWriter, column_type, read_items, read_lists
 from hse_dist.files import new_folder, refuse_devices, write_json
@@ -72,6 +74,17 @@ class Export:
     gains: np.ndarray
     manifest: dict[str, Any]
 
+    @cached_property
+    def content(self) -> str:
+        """What names the numbers and ids, whatever the format; exports of older programs do not say it."""
+        said = self.manifest.get("content")
+        if isinstance(said, str):
+            return said
+        found = Content(self.matrix.shape[1], self.item_ids.type, self.manifest.get("user_entries"))
+        lengths = np.diff(self.matrix.indptr)
+        found.add(self.item_ids, self.gains, lengths, self.matrix.indices, self.matrix.data)
+        return found.digest
+
 
 def write_export(
     folder: str | Path,
@@ -107,7 +120,8 @@ def write_export(
     _refuse_to_replace(folder)
     try:
         with new_folder(folder) as temporary:
-            rows = _Rows(blocks, item_ids, dims, row_norm, value_type)
+            content = Content(dims, item_ids.type, user_entries)
+            rows = _Rows(blocks, item_ids, dims, row_norm, value_type, content)
             storage = _write(temporary, rows, form)
             manifest = {
                 "kind": KIND,
@@ -120,6 +134,7 @@ def write_export(
                 "user_entries": user_entries,
                 "live_entries": rows.live,
                 "negative_gains": rows.negative,
+                "content": content.digest,
                 "format": storage.layout if storage else "parquet",
                 "storage": describe(storage) if storage else None,
                 "model": dict(extra or {}),
@@ -186,6 +201,7 @@ class _Rows:
     dims: int
     row_norm: str
     value_type: ValueType
+    content: Content
     live: int = 0
     negative: int = 0
 
@@ -199,6 +215,7 @@ class _Rows:
             ids = self.item_ids.slice(first, rows)
             if len(ids) < rows:
                 raise ExportError(f"The tables have more rows than the vocabulary's {len(self.item_ids)} items.")
+            self.content.add(ids, gains, np.diff(block.offsets), columns, values)
             yield ids, gains, np.diff(block.offsets), columns, values
             first += rows
             self.live += len(columns)

@@ -55,11 +55,14 @@ class Sweep:
         blocks = -(-users.shape[0] // LANES)
         return blocks * self._matrix.nnz, int(self._column_lengths[users.indices].sum())
 
-    def top(self, users: sp.csr_matrix, histories: sp.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def top(
+        self, users: sp.csr_matrix, histories: sp.csr_matrix, k: int, blocked: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The best `k` items of each user that are not in the history.
 
         Args:
             users: float32 CSR [B, D], columns rising. histories: CSR [B, items], rows rising. k: at most the items.
+            blocked: uint8 [items], not 0 where an item is no answer for anyone.
 
         Returns:
             rows int64 and scores float32, [B, k], best first; -1 and -inf where a user has fewer items.
@@ -67,7 +70,8 @@ class Sweep:
         offsets, columns = users.indptr.astype(np.int64), users.indices.astype(np.int32, copy=False)
         count = len(offsets) - 1
         rows, scores = np.empty((count, k), np.int64), np.empty((count, k), np.float32)
-        asked = (offsets, columns, users.data, histories.indptr.astype(np.int64), histories.indices.astype(np.int64))
+        seen = (histories.indptr.astype(np.int64), histories.indices.astype(np.int64))
+        asked = (offsets, columns, users.data, *seen, blocked)
         items, dims = self._matrix.shape
         by_items, by_columns = self._cost(users)
         if by_columns < by_items:

@@ -27,6 +27,7 @@ struct Users {
     const float* values;
     const int64_t* histories;  // [B + 1]
     const int64_t* seen;       // rows of a history, rising: never an answer
+    const uint8_t* blocked;    // [items], not 0: no answer for any user; may be null
 };
 
 struct Item {
@@ -42,6 +43,7 @@ struct Best {
     std::vector<Item> heap;  // the worst on top
     size_t k;
     const int64_t *seen, *seen_end;
+    const uint8_t* blocked;
     float bound;  // a score must be larger to get in
 
     void reset(const Users& users, int64_t user, int64_t most) {
@@ -50,10 +52,11 @@ struct Best {
         bound = NOTHING;
         seen = users.seen + users.histories[user];
         seen_end = users.seen + users.histories[user + 1];
+        blocked = users.blocked;
     }
 
     void offer(float score, int64_t row) {
-        if (!(score > bound) || std::binary_search(seen, seen_end, row)) return;
+        if (!(score > bound) || (blocked && blocked[row]) || std::binary_search(seen, seen_end, row)) return;
         if (heap.size() == k) {
             std::pop_heap(heap.begin(), heap.end(), better);
             heap.pop_back();
@@ -157,11 +160,11 @@ extern "C" {
 int64_t hse_top_by_items(int64_t items, int64_t dims, int64_t count, int64_t k, int64_t threads,
                          const int64_t* offsets, const int32_t* columns, const float* values, const float* gains,
                          const int64_t* user_offsets, const int32_t* user_columns, const float* user_values,
-                         const int64_t* histories, const int64_t* seen, float* space, int64_t* out_rows,
-                         float* out_scores) {
+                         const int64_t* histories, const int64_t* seen, const uint8_t* blocked, float* space,
+                         int64_t* out_rows, float* out_scores) {
     constexpr int64_t W = 32;
     const Items all = {items, offsets, columns, values, gains};
-    const Users users = {count, user_offsets, user_columns, user_values, histories, seen};
+    const Users users = {count, user_offsets, user_columns, user_values, histories, seen, blocked};
     std::vector<Best> best(threads * W);
     for (int64_t first = 0; first < count; first += W) {
         const int64_t lanes = std::min(W, count - first);
@@ -188,8 +191,9 @@ int64_t hse_top_by_items(int64_t items, int64_t dims, int64_t count, int64_t k, 
 int64_t hse_top_by_columns(int64_t items, int64_t count, int64_t k, int64_t threads, const int64_t* column_ends,
                            const int32_t* rows, const float* values, const float* gains, const int64_t* user_offsets,
                            const int32_t* user_columns, const float* user_values, const int64_t* histories,
-                           const int64_t* seen, float* space, int64_t* out_rows, float* out_scores) {
-    const Users users = {count, user_offsets, user_columns, user_values, histories, seen};
+                           const int64_t* seen, const uint8_t* blocked, float* space, int64_t* out_rows,
+                           float* out_scores) {
+    const Users users = {count, user_offsets, user_columns, user_values, histories, seen, blocked};
     spread(threads, [&](int64_t t) {
         Best best;
         float* scores = space + t * items;

@@ -1,0 +1,62 @@
+"""A recommender that is replaced while it answers.
+
+In: folders of exports. Out: `current`, which is always a whole `Recommender`. A new one is loaded beside the old one,
+in the thread that asks for it, and takes its place by one assignment; calls that have begun end on the one that they
+began on, which goes when the last of them has ended. So memory must hold two exports for a moment.
+
+Any number of threads may ask `current`; reloads wait for one another.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from hse_dist.export.recommender import Recommender
+
+
+class LiveRecommender:
+    """Serves the newest of the exports that it was given.
+
+    Args:
+        folder: of an export. threads: as in `Recommender`.
+
+    Raises:
+        ExportError: the export is unfit.
+    """
+
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+        self._threads = threads
+        self._reloading = threading.Lock()
+        # one tuple, so that the three always belong together
+        self._served = (Recommender.load(folder, threads), Path(folder), 1)
+
+    @property
+    def current(self) -> Recommender:
+        """Take it once for a request, and answer all of that request from it."""
+        return self._served[0]
+
+    @property
+    def folder(self) -> Path:
+        return self._served[1]
+
+    @property
+    def version(self) -> str:
+        """Names what is served: the number of loads, and the content of the export."""
+        recommender, _, loads = self._served
+        return f"{loads}-{recommender.version[:12]}"
+
+    def reload(self, folder: str | Path | None = None) -> str:
+        """Load an export and serve it from now on; None: the same folder again.
+
+        Returns:
+            The new version.
+
+        Raises:
+            ExportError: the export is unfit; the old one goes on.
+        """
+        with self._reloading:
+            _, before, loads = self._served
+            folder = before if folder is None else Path(folder)
+            self._served = (Recommender.load(folder, self._threads), folder, loads + 1)
+            return self.version
