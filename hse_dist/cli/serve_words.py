@@ -20,6 +20,7 @@ WORDS = {
     "threads": "answers that a replica computes at a time",
     "max_body_bytes": "of a request; more is answered with 413",
     "max_k": "items that may be asked for",
+    "max_explained": "items that may be asked for with their reasons",
     "max_history": "ids of a history",
     "max_filter": "ids of `allow`, and of `deny`",
     "concurrency": "requests that a replica takes at once; more are answered with 503",

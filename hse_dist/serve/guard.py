@@ -6,6 +6,7 @@ In: an ASGI application. Out: one that answers 413 to a body that is too large, 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -19,6 +20,8 @@ from hse_dist.serve.options import Limits
 RECOMMEND, RELOAD, HEALTHZ, METRICS, OPENAPI = "/recommend", "/reload", "/healthz", "/metrics", "/openapi.json"
 PATHS = (RECOMMEND, RELOAD, HEALTHZ, METRICS, OPENAPI)
 RETRY_AFTER_SECONDS = 1
+CLIENT_GONE = 499
+"""Counted where nobody waits for an answer any more: the client has gone, or its time was over."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -56,6 +59,9 @@ class Guard:
                 await self._limited(scope, receive, watched)
             else:
                 await self._bounded(scope, receive, watched)
+        except asyncio.CancelledError:
+            status = CLIENT_GONE
+            raise
         finally:
             self._counts.request(path, status, time.perf_counter() - began)
 

@@ -15,6 +15,17 @@ from hse_dist.serve.options import Limits
 Id = StrictInt | StrictStr
 
 
+class Reason(BaseModel):
+    """A column that an item shares with the history, and what it adds to the item's score."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    column: int
+    contribution: float
+    items: list[Id]
+    """Items of the history that are live in this column, those that add most first."""
+
+
 class Answer(BaseModel):
     """Items, best first."""
 
@@ -26,6 +37,8 @@ class Answer(BaseModel):
     """One for each item."""
     unknown: list[Id]
     """Ids of the history that the export does not know; they change nothing."""
+    reasons: list[list[Reason]] | None
+    """Of each item, if they were asked for: their contributions add up to its score."""
 
 
 class Health(BaseModel):

@@ -23,6 +23,8 @@ class Limits(Settings):
     """Bytes of a request's body; more is answered with 413."""
     max_k: Positive = 1000
     """Items that may be asked for."""
+    max_explained: Positive = 100
+    """Items that may be asked for with `explain`: reasons are many times longer than answers."""
     max_history: Positive = 10_000
     """Ids of a history."""
     max_filter: Positive = 50_000

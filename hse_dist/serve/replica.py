@@ -67,7 +67,7 @@ class Replica:
     def __init__(self, raw: dict[str, Any], board: Any) -> None:
         shut_second_way_in()
         self._options, self._board, self._name = parse_options(raw), board, uuid4().hex
-        self._service = Service(self._options.export)
+        self._service = Service(self._options.export, self._options.limits)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         options = self._options

@@ -11,22 +11,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from hse_dist.errors import HseError
-from hse_dist.export.recommender import Recommender
+from hse_dist.errors import ConfigError, HseError
+from hse_dist.export.live import LiveRecommender
 from hse_dist.serve.counts import Counts
-from hse_dist.serve.messages import Answer, Reloaded
+from hse_dist.serve.messages import Answer, Reason, Reloaded
+from hse_dist.serve.options import Limits
 from hse_dist.serve.place import Found, find
 
 log = logging.getLogger(__name__)
-
-
-class Live:
-    def __init__(self, folder: Path) -> None:
-        self.reload(folder)
-
-    def reload(self, folder: Path) -> None:
-        self.current = Recommender.load(folder, 1)
-        self.version = str(folder)
 
 
 class Service:
@@ -34,22 +26,23 @@ class Service:
 
     Args:
         place: see `place.py`.
+        threads: of the kernels, for one answer.
 
     Raises:
         HseError: there is no export that could be served.
     """
 
-    def __init__(self, place: str | Path) -> None:
-        self._place, self._lock = Path(place), threading.Lock()
+    def __init__(self, place: str | Path, limits: Limits, threads: int = 1) -> None:
+        self._place, self._limits, self._lock = Path(place), limits, threading.Lock()
         self._seen: Found = find(self._place)
-        self._live = Live(self._seen.folder)
+        self._live = LiveRecommender(self._seen.folder, threads)
         self.counts = Counts()
         self.counts.version(self.version)
 
     @property
     def version(self) -> str:
-        """Of the export that is answered from."""
-        return str(self._live.version)
+        """Names the content of the export that is answered from: the same in all replicas."""
+        return self._live.current.version[:12]
 
     @property
     def items(self) -> int:
@@ -62,9 +55,23 @@ class Service:
         Raises:
             ConfigError: it asks for what cannot be.
         """
-        found = self._live.current.recommend(question.history, question.k)
+        if question.explain and question.k > self._limits.max_explained:
+            raise ConfigError(
+                f"k = {question.k} is more than {self._limits.max_explained}, the most that this server explains."
+            )
+        found = self._live.current.recommend(
+            question.history,
+            question.k,
+            seen=question.seen,
+            allow=question.allow,
+            deny=question.deny,
+            explain=question.explain,
+        )
         self.counts.unknown(len(found.unknown))
-        return Answer(items=found.items, scores=found.scores, unknown=found.unknown)
+        reasons = None
+        if found.reasons is not None:
+            reasons = [[Reason(**vars(reason)) for reason in of_item] for of_item in found.reasons]
+        return Answer(items=found.items, scores=found.scores, unknown=found.unknown, reasons=reasons)
 
     def look(self, *, again: bool = False) -> Reloaded:
         """Take the export that lies at the place now, if it is another one.

@@ -1,0 +1,130 @@
+"""A newer export takes the place of an older one: while requests are answered, and only if it is fit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from hse_dist import Recommender
+from hse_dist.errors import HseError
+from hse_dist.serve.options import Limits
+from hse_dist.serve.place import find
+from hse_dist.serve.service import Service, Watch
+from tests.serve.serving import Client, write
+
+HISTORY = [1000, 1001, 1002, 1003]
+
+
+def damage(folder: Path) -> None:
+    (path,) = folder.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def until(client: Client, version: str) -> None:
+    end = time.monotonic() + 20
+    while client.send("GET", "/healthz").json["version"] != version:
+        assert time.monotonic() < end, "no reload"
+        time.sleep(0.02)
+
+
+def test_an_export_that_is_replaced_is_taken_without_being_told(export, serving):
+    client, _ = serving()
+    before = client.ask(history=HISTORY).json
+    write(export, seed=1)
+    after = Recommender.load(export)
+    until(client, after.version[:12])
+    assert client.ask(history=HISTORY).json == asdict(after.recommend(HISTORY)) != before
+    assert client.counted('hse_serve_reloads_total{result="taken"}') == 1
+    assert client.counted(f'hse_serve_replicas{{version="{after.version[:12]}"}}') == 1
+
+
+def test_a_folder_of_exports_is_followed_by_its_latest(tmp_path, serving):
+    for name, seed in (("a", 0), ("b", 1)):
+        write(tmp_path / "all" / name, seed)
+    latest = tmp_path / "all" / "latest.json"
+    latest.write_text('{"export": "a"}')
+    client, _ = serving(tmp_path / "all")
+    versions = {name: Recommender.load(tmp_path / "all" / name).version[:12] for name in "ab"}
+    until(client, versions["a"])
+    latest.write_text('{"export": "b"}')
+    until(client, versions["b"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "{}", '{"export": 3}', '{"export": ""}', '{"export": "../e"}', '{"export": ".."}', '{"export": "no"}'],
+)
+def test_a_latest_that_names_nothing_beside_it_is_one_message(tmp_path, text):
+    write(tmp_path / "e")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "latest.json").write_text(text)
+    with pytest.raises(HseError):
+        find(tmp_path / "all")
+
+
+def test_a_bad_export_is_refused_and_the_old_one_goes_on(export, serving, caplog):
+    client, _ = serving(look_seconds=3600.0)  # looks when it is told to
+    before = client.ask(history=HISTORY).json
+    write(export, seed=1)
+    damage(export)
+    refused = client.send("POST", "/reload")
+    assert refused.status == 409 and "truncated or changed" in refused.json["detail"]
+    assert client.ask(history=HISTORY).json == before
+    assert client.counted('hse_serve_reloads_total{result="refused"}') == 1
+    write(export, seed=2)
+    version = Recommender.load(export).version[:12]
+    assert client.send("POST", "/reload").json == {"version": version, "changed": True}
+    assert client.send("POST", "/reload").json == {"version": version, "changed": False}
+    assert client.ask(history=HISTORY).json != before
+
+
+def test_what_is_wrong_is_logged_once(export, caplog):
+    service = Service(export, Limits())
+    watch = Watch(service)
+    write(export, seed=1)
+    damage(export)
+    with caplog.at_level(logging.INFO, "hse_dist.serve"):
+        for _ in range(3):
+            watch()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "The export before goes on answering" in caplog.text
+    write(export, seed=2)
+    with caplog.at_level(logging.INFO, "hse_dist.serve"):
+        watch()
+        watch()
+    assert caplog.text.count("Another export") == 1 and "ERROR" not in caplog.text
+
+
+def test_under_load_every_answer_is_whole_and_from_one_export(export, tmp_path, serving):
+    client, _ = serving(look_seconds=0.01)
+    right = []
+    for seed in range(4):
+        recommender = Recommender.load(write(tmp_path / f"{seed}", seed))
+        right.append(json.dumps(asdict(recommender.recommend(HISTORY)), sort_keys=True))
+    stop, seen, wrong = threading.Event(), set(), []
+
+    def ask() -> None:
+        one = Client(client.port)
+        while not stop.is_set():
+            reply = one.ask(history=HISTORY)
+            text = json.dumps(reply.json, sort_keys=True)
+            if reply.status != 200 or text not in right:
+                wrong.append(reply)
+            seen.add(text)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for seed in (1, 2, 3):
+        write(export, seed)
+        until(client, Recommender.load(export).version[:12])
+    stop.set()
+    for thread in threads:
+        thread.join(20)
+    assert wrong == [] and len(seen) >= 3
