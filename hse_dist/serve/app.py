@@ -47,17 +47,16 @@ def make_app(
         look_seconds: between looks for a newer export, while the application's lifespan runs.
         gather: hands over the counts of this replica, and returns those of all.
     """
-    pool = ThreadPoolExecutor(threads, "answer")
     watch = Watch(service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         task = asyncio.create_task(_look(watch, service, look_seconds, gather))
-        yield
+        with ThreadPoolExecutor(threads, "answer") as app.state.pool:
+            yield
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        pool.shutdown()
 
     app = FastAPI(
         title="hse_dist",
@@ -71,7 +70,7 @@ def make_app(
     app.add_middleware(Guard, limits=limits, counts=service.counts)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HseError)(_failed)
-    _add_recommend(app, service, limits, pool)
+    _add_recommend(app, service, limits)
     _add_others(app, service, gather)
     return app
 
@@ -84,7 +83,7 @@ async def _look(watch: Watch, service: Service, seconds: float, gather: Gather) 
             await gather(service.counts.snapshot())
 
 
-def _add_recommend(app: FastAPI, service: Service, limits: Limits, pool: ThreadPoolExecutor) -> None:
+def _add_recommend(app: FastAPI, service: Service, limits: Limits) -> None:
     Question = question_model(limits)
     problems: dict[int | str, dict[str, Any]] = {
         400: {"model": Problem, "description": "The body cannot be read."},
@@ -93,7 +92,7 @@ def _add_recommend(app: FastAPI, service: Service, limits: Limits, pool: ThreadP
     }
 
     async def recommend(question: Any) -> Answer:
-        return await asyncio.get_running_loop().run_in_executor(pool, service.answer, question)
+        return await asyncio.get_running_loop().run_in_executor(app.state.pool, service.answer, question)
 
     recommend.__annotations__["question"] = Question  # it depends on the limits
     text = "The best items for one history."

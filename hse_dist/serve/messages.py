@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    create_model,
+)
 
 from hse_dist.serve.options import Limits
 
@@ -69,6 +79,15 @@ class Problem(BaseModel):
     detail: str
 
 
+def _whole(value: Any) -> Any:
+    """1.0 is a whole number to JSON's schemas, and to programs that know no other numbers than floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _whole_ids(value: Any) -> Any:
+    return [_whole(one) for one in value] if isinstance(value, list) else value
+
+
 def _texts(ids: list[int | str]) -> list[int | str]:
     """Half of a surrogate pair, which JSON can spell, is no text that an answer could repeat."""
     for one in ids:
@@ -81,18 +100,27 @@ def question_model(limits: Limits) -> Any:
     """The model of a question under these limits."""
 
     def ids(most: int) -> Any:
-        return Annotated[list[Id], Field(max_length=most), AfterValidator(_texts)]
+        # checks of a whole list: a call for each of ten thousand ids would take longer than the answer
+        return Annotated[list[Id], Field(max_length=most), BeforeValidator(_whole_ids), AfterValidator(_texts)]
 
     filters = ids(limits.max_filter) | None
     fields: dict[str, Any] = {
         "history": (ids(limits.max_history), Field(description="Raw ids of the items that a user has.")),
         "k": (
-            Annotated[StrictInt, Field(ge=1, le=limits.max_k)],
-            Field(default=min(10, limits.max_k), description="Items wanted at most."),
+            Annotated[StrictInt, Field(ge=1, le=limits.max_k), BeforeValidator(_whole)],
+            Field(default=min(10, limits.max_k, limits.max_explained), description="Items wanted at most."),
         ),
         "seen": (StrictBool, Field(default=False, description="Whether items of the history may be answered.")),
         "allow": (filters, Field(default=None, description="The only items that may be answered.")),
         "deny": (filters, Field(default=None, description="Items that may not be answered.")),
-        "explain": (StrictBool, Field(default=False, description="Whether to say what made each score.")),
+        "explain": (
+            StrictBool,
+            Field(default=False, description=f"Whether to say what made each score; k ≤ {limits.max_explained} then."),
+        ),
     }
-    return create_model("Question", __config__=ConfigDict(extra="forbid"), __doc__="A history.", **fields)
+    explained: dict[str, Any] = {
+        "if": {"properties": {"explain": {"const": True}}, "required": ["explain"]},
+        "then": {"properties": {"k": {"maximum": limits.max_explained}}},
+    }
+    settings = ConfigDict(extra="forbid", json_schema_extra=explained)
+    return create_model("Question", __config__=settings, __doc__="A history.", **fields)

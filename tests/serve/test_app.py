@@ -49,6 +49,7 @@ def test_defaults_are_those_of_the_recommender(export, serving):
     client, _ = serving()
     history = [1000, 1001, 1002]
     assert client.ask(history=history).json == asdict(Recommender.load(export).recommend(history))
+    assert client.ask(history=[1000.0, 1001, 1002.0], k=10.0).json == client.ask(history=history).json
     assert client.ask(history=[]).json == {"items": [], "scores": [], "unknown": [], "reasons": None}
 
 
