@@ -67,7 +67,7 @@ def make_app(
         lifespan=lifespan,
         responses={413: {"model": Problem, "description": "The body is too large."}},
     )
-    app.add_middleware(Guard, limits=limits, counts=service.counts)
+    app.add_middleware(Guard, limits=limits, counts=service.counts, ending=lambda: service.ending)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HseError)(_failed)
     _add_recommend(app, service, limits)

@@ -34,10 +34,12 @@ class Guard:
 
     Args:
         app: what is guarded.
+        ending: whether no more questions are taken.
     """
 
-    def __init__(self, app: Application, limits: Limits, counts: Counts) -> None:
-        self._app, self._limits, self._counts, self._in_flight = app, limits, counts, 0
+    def __init__(self, app: Application, limits: Limits, counts: Counts, ending: Callable[[], bool]) -> None:
+        self._app, self._limits, self._counts, self._ending = app, limits, counts, ending
+        self._in_flight = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -66,13 +68,12 @@ class Guard:
             self._counts.request(path, status, time.perf_counter() - began)
 
     async def _limited(self, scope: Message, receive: Receive, send: Send) -> None:
+        refused = "This server is ending." if self._ending() else ""
         if self._in_flight >= self._limits.concurrency:
-            busy = JSONResponse(
-                {"detail": f"{self._in_flight} requests are under way, the most that are taken at once."},
-                status_code=503,
-                headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
-            )
-            await busy(scope, receive, send)
+            refused = f"{self._in_flight} requests are under way, the most that are taken at once."
+        if refused:
+            headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+            await JSONResponse({"detail": refused}, status_code=503, headers=headers)(scope, receive, send)
             return
         self._in_flight += 1
         self._counts.in_flight(self._in_flight)

@@ -1,4 +1,4 @@
-"""The application on Ray Serve: replicas that answer, and a board where their counts meet.
+"""The application on Ray Serve: replicas that answer, and a board between them.
 
 In: options. Out: a Ray Serve application. `hse-dist serve` runs it on a Ray of this machine; a Ray Serve configuration
 names `hse_dist.serve.replica:application` as its `import_path`, and the options as `args`.
@@ -12,6 +12,7 @@ it stays shut.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 from uuid import uuid4
@@ -25,6 +26,7 @@ from hse_dist.serve.guard import RETRY_AFTER_SECONDS
 from hse_dist.serve.options import parse_options
 from hse_dist.serve.service import Service
 
+BOARD = "board"
 GONE_SECONDS = 10.0
 """Without a word of a replica: it has ended."""
 BESIDE = 64
@@ -42,21 +44,27 @@ def shut_second_way_in() -> None:
         internal.add_port_to_grpc_server = lambda server, address: 0
 
 
-@serve.deployment(name="board", num_replicas=1, ray_actor_options={"num_cpus": 0})
+@serve.deployment(name=BOARD, num_replicas=1, ray_actor_options={"num_cpus": 0})
 class Board:
-    """The newest counts of every replica."""
+    """The newest counts of every replica, and whether they are to end."""
 
     def __init__(self) -> None:
         shut_second_way_in()
         self._found: dict[str, tuple[float, Snapshot]] = {}
+        self._ending = False
 
-    def exchange(self, replica: str, counts: Snapshot) -> list[Snapshot]:
-        """Take those of one, give those of all."""
+    def exchange(self, replica: str, counts: Snapshot) -> tuple[list[Snapshot], bool]:
+        """Take the counts of one; give those of all, and whether to take no more requests."""
         now = time.monotonic()
         self._found[replica] = now, counts
-        return [
+        found = [
             counts if now - when < GONE_SECONDS else without_gauges(counts) for when, counts in self._found.values()
         ]
+        return found, self._ending
+
+    def end(self) -> None:
+        """From now on replicas are told to take no more requests."""
+        self._ending = True
 
 
 @serve.deployment(name="recommender")
@@ -80,13 +88,13 @@ class Replica:
         )
 
     async def _gather(self, own: Snapshot) -> list[Snapshot]:
-        import asyncio
-
         try:
             answer = self._board.exchange.remote(self._name, own)
-            return await asyncio.wait_for(answer, BOARD_SECONDS)
+            found, ending = await asyncio.wait_for(answer, BOARD_SECONDS)
         except Exception:  # whatever Ray raises while the board starts again
             return [own]
+        self._service.ending |= ending
+        return found
 
 
 def application(raw: dict[str, Any]) -> serve.Application:

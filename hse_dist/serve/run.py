@@ -31,6 +31,7 @@ SECONDS_TO_END = 10.0
 LOOK_SECONDS = 2.0
 FAILED_LOOKS = 5
 """One after the other, and the server has failed."""
+DRAIN_SECONDS = 0.2
 APPLICATION = "hse-dist"
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def run(options: Options) -> dict[str, Any]:
     """Serve until somebody ends it.
 
     Returns:
-        `url`, `requests`, `errors`, `seconds`.
+        `url`, `seconds`; `requests` and `errors`, unless they could not be read at the end.
 
     Raises:
         ResourceError: the extra `serve` is not installed, the address cannot be listened on, or Ray does not start.
@@ -50,11 +51,13 @@ def run(options: Options) -> dict[str, Any]:
     options = _with_port(options)
     with _asked_to_end() as end, nothing_left(SECONDS_TO_END):
         began = time.perf_counter()
-        with _ray(options), _deployed(options):
+        with _ray(options):
+            _deploy(options)
             url = f"http://{_for_url(options.host)}:{options.port}"
             log.info("Serving %s at %s after %.1f s; Ctrl-C ends it", options.export, url, time.perf_counter() - began)
             _wait(end, options)
-            log.info("Ending: requests under way are answered")
+            log.info("Ending: requests under way are answered, others are told to come again")
+            _drain(options)
             counts = _counts(options)
     return {"url": url, **counts, "seconds": time.perf_counter() - began}
 
@@ -158,8 +161,7 @@ def _ray(options: Options) -> Iterator[None]:
         ray.shutdown()
 
 
-@contextmanager
-def _deployed(options: Options) -> Iterator[None]:
+def _deploy(options: Options) -> None:
     from ray import serve
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
@@ -176,11 +178,22 @@ def _deployed(options: Options) -> Iterator[None]:
         raise
     except Exception as error:  # Ray Serve raises whatever it likes here
         raise TrainingError(f"Ray Serve did not start: {error}") from error
+
+
+def _drain(options: Options) -> None:
+    """Until no request is under way: what Serve does with an application that goes is to answer 404, and to kill."""
+    from ray import serve
+
+    from hse_dist.serve.replica import BOARD
+
+    end = time.monotonic() + options.limits.seconds
     try:
-        yield
-    finally:
-        # not serve.shutdown(): that kills Serve's controller, which Ray then complains about; it ends with Ray
-        serve.delete(APPLICATION)
+        serve.get_deployment_handle(BOARD, APPLICATION).end.remote().result(timeout_s=LOOK_SECONDS)
+        time.sleep(2 * options.look_seconds)  # the replicas hear of it, and then tell what is under way
+        while time.monotonic() < end and sum(_samples(options, "hse_serve_in_flight")) > 0:
+            time.sleep(DRAIN_SECONDS)
+    except Exception as error:  # Ray raises whatever it likes here; the end is near anyway
+        log.warning("Requests under way may be lost: %s", error)
 
 
 def _wait(end: threading.Event, options: Options) -> None:
@@ -206,17 +219,17 @@ def _get(options: Options, path: str) -> bytes:
         connection.close()
 
 
-def _counts(options: Options) -> dict[str, Any]:
+def _samples(options: Options, name: str) -> list[float]:
+    """The numbers of one name on the page for Prometheus."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    found = {"requests": 0, "errors": 0}
+    families = text_string_to_metric_families(_get(options, "/metrics").decode())
+    return [sample.value for family in families for sample in family.samples if sample.name == name]
+
+
+def _counts(options: Options) -> dict[str, int]:
     try:
-        text = _get(options, "/metrics").decode()
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                for name in found:
-                    if sample.name == f"hse_serve_{name}_total":
-                        found[name] += int(sample.value)
+        return {name: int(sum(_samples(options, f"hse_serve_{name}_total"))) for name in ("requests", "errors")}
     except (OSError, HTTPException, ValueError) as error:
         log.warning("The counts cannot be read: %s", error)
-    return found
+        return {}

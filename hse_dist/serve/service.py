@@ -28,6 +28,9 @@ class Service:
         place: see `place.py`.
         threads: of the kernels, for one answer.
 
+    Attributes:
+        ending: no more questions are taken.
+
     Raises:
         HseError: there is no export that could be served.
     """
@@ -36,6 +39,7 @@ class Service:
         self._place, self._limits, self._lock = Path(place), limits, threading.Lock()
         self._seen: Found = find(self._place)
         self._live = LiveRecommender(self._seen.folder, threads)
+        self.ending = False
         self.counts = Counts()
         self.counts.version(self.version)
 
