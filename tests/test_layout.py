@@ -24,6 +24,7 @@ LAYERS = (
     {"checkpoint"},
     {"evaluate"},
     {"export", "baselines"},
+    {"serve"},
     {"train"},
     {"benchmark", "soak", "simulate", "submit"},
     {"doctor", "plan", "inspect", "report"},

@@ -64,7 +64,7 @@ def benchmark_retrieve(
     prepare_process(ClusterSettings(cpus_per_worker=threads))
     shape = {"items": items, "users": users, "top": top, "live": live, "dims": dims, "history": history}
     asked = make_histories(items, users, history)
-    with _exported(items, live, dims) as folder:
+    with exported(items, live, dims) as folder:
         began = time.perf_counter()
         ours = Recommender.load(folder, threads)
         loaded = time.perf_counter() - began
@@ -82,7 +82,7 @@ def make_histories(items: int, users: int, mean: int) -> Histories:
 
 
 @contextmanager
-def _exported(items: int, live: int, dims: int) -> Iterator[str]:
+def exported(items: int, live: int, dims: int) -> Iterator[str]:
     """A folder with an export of `live` random entries an item, one in each of as many strips of columns."""
     with tempfile.TemporaryDirectory() as folder:
         write_export(

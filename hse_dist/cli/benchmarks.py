@@ -177,6 +177,20 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("threads", None, "threads of arithmetic (default: all cores)"),
         ),
     ),
+    "serve": (
+        "answers over loopback by `hse-dist serve`: requests a second, p50 and p99, for growing numbers of clients",
+        (
+            Option("items", 100_000, "of the export"),
+            Option("live", 32, "k, live entries an item"),
+            Option("dims", 4096, "D, columns"),
+            Option("history", 50, "mean history of a question"),
+            Option("top", 20, "items of an answer"),
+            Option("replicas", 1, "processes that answer"),
+            Option("threads", 1, "answers that a replica computes at a time"),
+            Option("clients", (1, 4, 16), "that ask at once, round by round", kind="numbers"),
+            Option("seconds", 10, "of a round"),
+        ),
+    ),
     "quality": (
         "nDCG@100 against bytes an item, of our rows and of every baseline; goes on from what is there",
         (
