@@ -33,6 +33,12 @@ FAILED_LOOKS = 5
 """One after the other, and the server has failed."""
 DRAIN_SECONDS = 0.2
 APPLICATION = "hse-dist"
+WORKERS = {
+    # threads of Ray Serve's own, which only pass a request on; without them a replica answers half as many again
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+"""Environment of Ray's workers; this process, which waits for a call, needs that loop."""
 log = logging.getLogger(__name__)
 
 
@@ -137,7 +143,8 @@ def _ray(options: Options) -> Iterator[None]:
     keep_to_ourselves()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     here = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    settings = {name: os.environ.get(name, value) for name, value in WORKERS.items()}
+    settings["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     import ray
 
@@ -147,7 +154,7 @@ def _ray(options: Options) -> Iterator[None]:
             num_cpus=options.replicas * options.threads,
             include_dashboard=False,
             logging_level=logging.WARNING,
-            runtime_env={"worker_process_setup_hook": "hse_dist.log.set_up_worker", "env_vars": {"PYTHONPATH": path}},
+            runtime_env={"worker_process_setup_hook": "hse_dist.log.set_up_worker", "env_vars": settings},
             _node_ip_address="127.0.0.1",
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
