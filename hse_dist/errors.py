@@ -92,3 +92,7 @@ class PreemptedError(HseError):
 
 class TrainingError(HseError):
     """A worker failed; carries the worker's own words."""
+
+
+class ServeError(HseError):
+    """A server did not start, or stopped answering."""

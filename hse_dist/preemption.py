@@ -108,6 +108,17 @@ def _give_up(over: threading.Event, grace_seconds: float) -> None:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """A block that neither Ctrl-C nor SIGTERM breaks off; it must have limits of its own."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _handler(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """The handler of SIGTERM for the block; in another thread than the main one there can be none."""
     if threading.current_thread() is not threading.main_thread():

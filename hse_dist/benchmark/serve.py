@@ -30,7 +30,7 @@ import numpy as np
 
 from hse_dist.benchmark.report import Chart, Report
 from hse_dist.benchmark.retrieve import exported, make_histories
-from hse_dist.errors import TrainingError
+from hse_dist.errors import ServeError
 from hse_dist.export.recommender import Recommender
 
 SECONDS_TO_START, SECONDS_TO_END = 180.0, 60.0
@@ -85,7 +85,7 @@ def benchmark_serve(
         figures of the last round; a row for each, and one of the recommender alone.
 
     Raises:
-        TrainingError: the server did not start, or did not end well.
+        ServeError: the server did not start, or did not end well.
     """
     questions = _questions(items, history)
     bodies = [json.dumps({"history": one, "k": top}).encode() for one in questions]
@@ -168,14 +168,14 @@ def _server(folder: str, replicas: int, threads: int) -> Iterator[int]:
                 process.send_signal(signal.SIGTERM)
                 process.wait(SECONDS_TO_END)
     if process.returncode:
-        raise TrainingError(f"The server ended with {process.returncode}.")
+        raise ServeError(f"The server ended with {process.returncode}.")
 
 
 def _port(process: subprocess.Popen[bytes], log: Path) -> int:
     end = time.monotonic() + SECONDS_TO_START
     while not (found := re.search(r"Serving .* at http://127\.0\.0\.1:(\d+)", log.read_text(errors="replace"))):
         if process.poll() is not None or time.monotonic() > end:
-            raise TrainingError(f"The server did not start: {log.read_text(errors='replace')[-1000:]}")
+            raise ServeError(f"The server did not start: {log.read_text(errors='replace')[-1000:]}")
         time.sleep(0.1)
     return int(found[1])
 

@@ -185,7 +185,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("dims", 4096, "D, columns"),
             Option("history", 50, "mean history of a question"),
             Option("top", 20, "items of an answer"),
-            Option("replicas", 1, "processes that answer"),
+            Option("replicas", 1, "processes that answer; 0: one, without Ray", least=0),
             Option("threads", 1, "answers that a replica computes at a time"),
             Option("clients", (1, 4, 16), "that ask at once, round by round", kind="numbers"),
             Option("seconds", 10, "of a round"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hse_dist.serve.options import Limits, Options
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 WORDS = {
     "port": "to listen on; 0: any free one",
-    "replicas": "processes that answer",
+    "replicas": "processes that answer; 0: this one alone, without Ray",
     "threads": "answers that a replica computes at a time",
     "max_body_bytes": "of a request; more is answered with 413",
     "max_k": "items that may be asked for",
@@ -28,8 +29,9 @@ WORDS = {
 }
 
 
-def add_serve(jobs: Jobs, number: Callable[[str], int]) -> None:
+def add_serve(jobs: Jobs, number: Callable[..., int]) -> None:
     """Add the job and its options."""
+    whole = partial(number, least=0)
     text = "answer over HTTP from an export, on Ray Serve, until Ctrl-C or SIGTERM"
     job = jobs.add_parser("serve", help=text, description=text, allow_abbrev=False)
     text = "folder that the job export wrote, or a folder of such with a latest.json"
@@ -39,6 +41,6 @@ def add_serve(jobs: Jobs, number: Callable[[str], int]) -> None:
     job.add_argument("--host", default=host, metavar="ADDRESS", help=text)
     for name, meaning in WORDS.items():
         default = (Limits if name in Limits.model_fields else Options).model_fields[name].default
-        take = int if name == "port" else number
+        take = whole if name in ("port", "replicas") else number
         text = f"{meaning} (default: {default})"
         job.add_argument("--" + name.replace("_", "-"), type=take, default=default, metavar="N", help=text)

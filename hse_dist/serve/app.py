@@ -65,7 +65,10 @@ def make_app(
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        responses={413: {"model": Problem, "description": "The body is too large."}},
+        responses={
+            408: {"model": Problem, "description": "It took too long."},
+            413: {"model": Problem, "description": "The body is too large."},
+        },
     )
     app.add_middleware(Guard, limits=limits, counts=service.counts, ending=lambda: service.ending)
     app.exception_handler(RequestValidationError)(_invalid)

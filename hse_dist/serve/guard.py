@@ -98,7 +98,21 @@ class Guard:
                 raise HTTPException(413, _too_large(most))
             return message
 
-        await self._app(scope, counted, send)
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                await self._app(scope, counted, noted)
+        except TimeoutError:
+            if started:
+                raise
+            late = f"There was no answer within {self._limits.seconds} s, the most that a request may take."
+            await JSONResponse({"detail": late}, status_code=408)(scope, receive, send)
 
 
 def _said_length(scope: Message) -> int:

@@ -44,8 +44,8 @@ class Options(Settings):
     """Address to listen on; only programs of this machine reach a loopback one."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     """0: any free one."""
-    replicas: Positive = 1
-    """Processes that answer."""
+    replicas: Annotated[int, Field(ge=0)] = 1
+    """Processes that answer, behind Ray Serve's proxy; 0: this process alone, without Ray."""
     threads: Positive = 1
     """Requests that a replica computes at a time, a core each."""
     look_seconds: Annotated[float, Field(gt=0)] = 1.0

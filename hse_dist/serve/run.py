@@ -1,44 +1,36 @@
-"""`hse-dist serve`: Ray Serve on this machine until Ctrl-C or SIGTERM, and nothing left of it after that.
+"""`hse-dist serve`: a server on this machine until Ctrl-C or SIGTERM, and nothing left of it after that.
 
-In: options. Out: what has been answered. Ray's own sockets are on loopback, behind a token; the HTTP server listens
-where the options say, on loopback unless asked for otherwise.
+In: options. Out: what has been answered. With replicas it is Ray Serve (`on_ray.py`), without any this process
+(`here.py`).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPException
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hse_dist.errors import HseError, ResourceError, TrainingError
-from hse_dist.loopback import keep_to_loopback, keep_to_ourselves
+from hse_dist.errors import ResourceError, ServeError
+from hse_dist.preemption import ending, undisturbed
 from hse_dist.processes import nothing_left
+from hse_dist.serve.asking import Running, for_url, get, samples
 from hse_dist.serve.options import Options
 
 SECONDS_TO_END = 10.0
-"""For Ray's processes, once Serve has been shut down; then they are killed."""
+"""For Ray's processes, once Ray has been shut down; then they are killed."""
 LOOK_SECONDS = 2.0
 FAILED_LOOKS = 5
 """One after the other, and the server has failed."""
-DRAIN_SECONDS = 0.2
-APPLICATION = "hse-dist"
-WORKERS = {
-    # threads of Ray Serve's own, which only pass a request on; without them a replica answers half as many again
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-}
-"""Environment of Ray's workers; this process, which waits for a call, needs that loop."""
 log = logging.getLogger(__name__)
 
 
@@ -51,28 +43,39 @@ def run(options: Options) -> dict[str, Any]:
     Raises:
         ResourceError: the extra `serve` is not installed, the address cannot be listened on, or Ray does not start.
         ExportError: there is no export that can be read.
+        ServeError: the server did not start, or stopped answering.
     """
     check_installed()
     _check_export(options)
     options = _with_port(options)
-    with _asked_to_end() as end, nothing_left(SECONDS_TO_END):
-        began = time.perf_counter()
-        with _ray(options):
-            _deploy(options)
-            url = f"http://{_for_url(options.host)}:{options.port}"
+    url, began = f"http://{for_url(options.host)}:{options.port}", time.perf_counter()
+    with ending(), nothing_left(SECONDS_TO_END), ExitStack() as stack:
+        running = stack.enter_context(_serving(options))
+        with _asked_to_end() as end:  # from the line on that says so
             log.info("Serving %s at %s after %.1f s; Ctrl-C ends it", options.export, url, time.perf_counter() - began)
-            _wait(end, options)
-            log.info("Ending: requests under way are answered, others are told to come again")
-            _drain(options)
+            _wait(end, options, running.health)
+        with undisturbed():
+            log.info("Ending: requests under way are answered")
+            running.drain()
             counts = _counts(options)
+            stack.close()
     return {"url": url, **counts, "seconds": time.perf_counter() - began}
+
+
+def _serving(options: Options) -> AbstractContextManager[Running]:
+    if options.replicas:
+        from hse_dist.serve.on_ray import serving_on_ray
+
+        return serving_on_ray(options)
+    from hse_dist.serve.here import serving_here
+
+    return serving_here(options)
 
 
 def check_installed() -> None:
     """Raise ResourceError where the extra `serve` is missing."""
-    missing = [
-        name for name in ("ray", "fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)
-    ]
+    names = ("ray", "fastapi", "uvicorn", "prometheus_client")
+    missing = [name for name in names if not importlib.util.find_spec(name)]
     if missing:
         raise ResourceError(
             f"A server needs {', '.join(missing)}, which is not installed.", cause="pip install 'hse-dist[serve]'"
@@ -114,15 +117,9 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _for_url(host: str) -> str:
-    """An address that a client of this machine may use."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"[{host}]" if ":" in host else host
-
-
 @contextmanager
 def _asked_to_end() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set: for a server they are the way to end well."""
+    """An event that Ctrl-C and SIGTERM set: for a server that answers they are the way to end well."""
     end = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -136,107 +133,22 @@ def _asked_to_end() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _ray(options: Options) -> Iterator[None]:
-    """A Ray of this machine alone."""
-    keep_to_loopback()
-    keep_to_ourselves()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    here = str(Path(__file__).resolve().parents[2])
-    settings = {name: os.environ.get(name, value) for name, value in WORKERS.items()}
-    settings["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    import ray
-
-    try:
-        ray.init(
-            address="local",
-            num_cpus=options.replicas * options.threads,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            runtime_env={"worker_process_setup_hook": "hse_dist.log.set_up_worker", "env_vars": settings},
-            _node_ip_address="127.0.0.1",
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ResourceError(f"Ray does not start: {error}") from None
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)  # Ray takes SIGTERM for itself
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _deploy(options: Options) -> None:
-    from ray import serve
-    from ray.serve.config import HTTPOptions
-    from ray.serve.schema import LoggingConfig
-
-    from hse_dist.serve.replica import application
-
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    http = HTTPOptions(host=options.host, port=options.port, request_timeout_s=float(options.limits.seconds))
-    try:
-        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=quiet)
-        serve.run(application(options.model_dump()), name=APPLICATION, logging_config=quiet)
-    except HseError:
-        raise
-    except Exception as error:  # Ray Serve raises whatever it likes here
-        raise TrainingError(f"Ray Serve did not start: {error}") from error
-
-
-def _drain(options: Options) -> None:
-    """Until no request is under way: what Serve does with an application that goes is to answer 404, and to kill."""
-    from ray import serve
-
-    from hse_dist.serve.replica import BOARD
-
-    end = time.monotonic() + options.limits.seconds
-    try:
-        serve.get_deployment_handle(BOARD, APPLICATION).end.remote().result(timeout_s=LOOK_SECONDS)
-        time.sleep(2 * options.look_seconds)  # the replicas hear of it, and then tell what is under way
-        while time.monotonic() < end and sum(_samples(options, "hse_serve_in_flight")) > 0:
-            time.sleep(DRAIN_SECONDS)
-    except Exception as error:  # Ray raises whatever it likes here; the end is near anyway
-        log.warning("Requests under way may be lost: %s", error)
-
-
-def _wait(end: threading.Event, options: Options) -> None:
+def _wait(end: threading.Event, options: Options, health: str) -> None:
     """Until somebody ends it, or nobody answers any more."""
     failed = 0
     while not end.wait(LOOK_SECONDS):
         try:
-            _get(options, "/-/healthz")
+            get(options, health)
             failed = 0
         except (OSError, HTTPException) as error:
             failed += 1
             if failed >= FAILED_LOOKS:
-                raise TrainingError(f"The HTTP server does not answer: {error}") from None
-
-
-def _get(options: Options, path: str) -> bytes:
-    host = _for_url(options.host).strip("[]")
-    connection = HTTPConnection(host, options.port, timeout=LOOK_SECONDS)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().read()
-    finally:
-        connection.close()
-
-
-def _samples(options: Options, name: str) -> list[float]:
-    """The numbers of one name on the page for Prometheus."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    families = text_string_to_metric_families(_get(options, "/metrics").decode())
-    return [sample.value for family in families for sample in family.samples if sample.name == name]
+                raise ServeError(f"The HTTP server does not answer: {error}") from None
 
 
 def _counts(options: Options) -> dict[str, int]:
     try:
-        return {name: int(sum(_samples(options, f"hse_serve_{name}_total"))) for name in ("requests", "errors")}
+        return {name: int(sum(samples(options, f"hse_serve_{name}_total"))) for name in ("requests", "errors")}
     except (OSError, HTTPException, ValueError) as error:
         log.warning("The counts cannot be read: %s", error)
         return {}

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hse_dist.errors import ResourceError
+from hse_dist.preemption import undisturbed
 from hse_dist.processes import family, kill, kill_with_children, lives, nothing_left, send
 
 OBJECT_STORE_BYTES = 128 << 20
@@ -223,14 +224,3 @@ def _removed(folder: Path) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """A block that neither Ctrl-C nor SIGTERM breaks off; it must have limits of its own."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

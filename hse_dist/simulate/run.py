@@ -28,10 +28,10 @@ from typing import Any
 from hse_dist.config import Config, load_config
 from hse_dist.errors import ConfigError, PreemptedError, TrainingError, UserError
 from hse_dist.placement import Placement, by_node, read_placement
-from hse_dist.preemption import ending
+from hse_dist.preemption import ending, undisturbed
 from hse_dist.run_folder import RunFolder
 from hse_dist.screen import show_texts
-from hse_dist.simulate.nodes import Nodes, simulated, undisturbed
+from hse_dist.simulate.nodes import Nodes, simulated
 
 LOOK_SECONDS = 0.2
 MORE_SECONDS = 15.0

@@ -85,6 +85,25 @@ def test_what_is_too_much_at_once_is_told_to_come_again(serving):
     assert client.counted('hse_serve_errors_total{path="/recommend",status="503"}') == 1
 
 
+def test_a_request_has_a_time(serving):
+    client, service = serving(seconds=1)
+    go_on, answer = threading.Event(), service.answer
+    service.answer = lambda question: go_on.wait(20) and answer(question)
+    reply = client.ask(history=[1000])
+    go_on.set()
+    assert reply.status == 408 and "within 1 s" in reply.json["detail"]
+    assert client.ask(history=[1000]).status == 200
+    assert client.counted("hse_serve_in_flight") == 0
+
+
+def test_a_server_that_ends_takes_no_more_questions(serving):
+    client, service = serving()
+    service.ending = True
+    reply = client.ask(history=[1000])
+    assert reply.status == 503 and reply.headers["retry-after"] == "1" and "ending" in reply.json["detail"]
+    assert client.send("GET", "/healthz").status == 200
+
+
 def test_wrong_options_are_one_message():
     with pytest.raises(ConfigError, match=r"port: .*; limits\.max_k: .*; colour: "):
         parse_options({"export": "e", "port": 70_000, "limits": {"max_k": 0}, "colour": "red"})

@@ -58,12 +58,12 @@ class Served:
     def replicas(self) -> list[int]:
         return [one.pid for one in descendants(self.process.pid) if "ServeReplica:hse-dist:recommender" in one.name]
 
-    def end(self, number: signal.Signals) -> tuple[int, Any]:
-        """Its exit code and result; nothing of it may be left."""
+    def end(self, number: signal.Signals, processes: int = 0) -> tuple[int, Any]:
+        """Its exit code and result; nothing of it may be left, and there have been more `processes` than that."""
         family = {one.pid for one in descendants(self.process.pid)}
         self.process.send_signal(number)
         out, _ = self.process.communicate(timeout=60)
-        assert len(family) > 5 and not any(map(lives, family)), "processes are left"
+        assert len(family) >= processes and not any(map(lives, family)), "processes are left"
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", self.port)) != 0
         return self.process.returncode, json.loads(out)
@@ -104,6 +104,32 @@ class Load(threading.Thread):
                 return
 
 
+def test_without_ray_one_process_answers_and_ends_after_what_is_under_way(serve, export):
+    served = serve("--replicas", "0", "--max-body-bytes", "1000")
+    client, recommender = Client(served.port), Recommender.load(export)
+    for k in range(1, 6):
+        assert client.ask(history=HISTORY, k=k).json == asdict(recommender.recommend(HISTORY, k))
+    found = listening(served.process.pid)
+    assert len(found) == 1 and all(is_loopback(address) for address, _ in found)
+    assert served.replicas() == []
+
+    body = json.dumps({"history": HISTORY}).encode()
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as slow:
+        head = f"POST /recommend HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        slow.sendall(head.encode() + b"\r\n\r\n" + body[:5])
+        while client.counted("hse_serve_in_flight") < 1:
+            time.sleep(0.02)
+        Client.close_all()
+        served.process.send_signal(signal.SIGTERM)
+        served.wait("Ending: requests under way are answered", 20)
+        time.sleep(0.5)
+        slow.sendall(body[5:])
+        assert b" 200 " in slow.recv(4096)
+    code, result = served.end(signal.SIGTERM)
+    assert code == 0 and result["requests"] > 5 and result["errors"] == 0
+    assert "Traceback" not in served.log.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_replicas_answer_as_the_recommender_listen_on_loopback_and_leave_nothing(serve, export):
@@ -134,7 +160,7 @@ def test_replicas_answer_as_the_recommender_listen_on_loopback_and_leave_nothing
     version = Recommender.load(export).version[:12]
     while client.counted(f'hse_serve_replicas{{version="{version}"}}') < 2:
         assert time.monotonic() < end
-    code, result = served.end(signal.SIGTERM)
+    code, result = served.end(signal.SIGTERM, processes=6)
     for load in loads:
         load.join(20)
     assert code == 0, served.log.read_text()
