@@ -35,6 +35,7 @@ import scipy.sparse as sp
 from hse_dist.errors import ExportError, NumericError
 from hse_dist.export.compact import CompactWriter, array_files, describe, read_matrix, read_storage
 from hse_dist.export.content import Content
+from hse_dist.export.postings import Postings
 from hse_dist.export.sizes import LAYOUTS, Layout, Storage
 from hse_dist.export.tables import ITEMS, NPZ, ItemsWriter, OpenWriter, column_type, read_items, read_lists
 from hse_dist.files import new_folder, refuse_devices, write_json
@@ -67,12 +68,18 @@ class RowBlock:
 
 @dataclass(frozen=True)
 class Export:
-    """An export in memory: ids `[items]`, matrix float32 CSR `[items, D]`, gains float32 `[items]`, the manifest."""
+    """An export in memory: ids `[items]`, matrix float32 CSR `[items, D]`, gains float32 `[items]`, the manifest.
+
+    Attributes:
+        postings, order: the index, and the rows by rising id, where the export has them.
+    """
 
     item_ids: pa.Array
     matrix: sp.csr_matrix
     gains: np.ndarray
     manifest: dict[str, Any]
+    postings: Postings | None = None
+    order: np.ndarray | None = None
 
     @cached_property
     def content(self) -> str:

@@ -53,7 +53,11 @@ class Sweep:
     def _cost(self, users: sp.csr_matrix) -> tuple[int, int]:
         """Entries that are read by items, and by columns."""
         blocks = -(-users.shape[0] // LANES)
-        return blocks * self._matrix.nnz, int(self._column_lengths[users.indices].sum())
+        return blocks * self._matrix.nnz, self.entries(users)
+
+    def entries(self, users: sp.csr_matrix) -> int:
+        """Of the items, in the users' columns."""
+        return int(self._column_lengths[users.indices].sum())
 
     def top(
         self, users: sp.csr_matrix, histories: sp.csr_matrix, k: int, blocked: np.ndarray | None = None
