@@ -74,19 +74,14 @@ class Ids:
 
     def _by_order(self, ids: pa.Array, order: np.ndarray) -> np.ndarray:
         rows = np.full(len(ids), -1, np.int64)
-        some = np.flatnonzero(ids.is_valid().to_numpy(zero_copy_only=False))
-        if pa.types.is_integer(ids.type):
-            asked = ids.drop_null().to_numpy()
-            known = self._ids.to_numpy()
-            found = order[np.minimum(np.searchsorted(known, asked, sorter=order), len(order) - 1)]
-            equal = known[found] == asked
-        else:
-            text_of = self._texts()
-            asked = [text.encode() for text in ids.drop_null().to_pylist()]
-            places = [bisect_left(order, text, key=text_of) for text in asked]
-            found = order[np.minimum(np.array(places, np.int64), len(order) - 1)]
-            equal = np.array([text_of(row) == text for row, text in zip(found, asked, strict=True)], bool)
-        rows[some[equal]] = found[equal]
+        whole = pa.types.is_integer(ids.type)
+        id_of = self._ids.to_numpy().item if whole else self._texts()
+        for place, item in enumerate(ids.to_pylist()):
+            if item is not None:
+                asked = item if whole else item.encode()
+                at = bisect_left(order, asked, key=id_of)
+                if at < len(order) and id_of(order[at]) == asked:
+                    rows[place] = order[at]
         return rows
 
     def _texts(self) -> Callable[[int], bytes]:

@@ -129,7 +129,7 @@ class Impacts:
         for place in range((len(index.ends) - 1) // dims):
             block, owner = _runs(index.block_ends, place * dims + columns)
             sizes = np.abs(weights)[owner] * index.tops[block].astype(np.float32)
-            counts += np.bincount(sizes.view(np.int32) >> _LEVEL, minlength=len(counts)) * BLOCK
+            counts += np.bincount((sizes.view(np.int32) & 0x7FFFFFFF) >> _LEVEL, minlength=len(counts)) * BLOCK
         above = np.cumsum(counts[::-1])
         level = len(counts) - int(np.searchsorted(above, most, side="right"))
         return float(np.array([level << _LEVEL], np.int32).view(np.float32)[0])

@@ -22,6 +22,8 @@ BLOCK = 32
 RANGE = 2**16
 MOST = 32_767
 """An impact in its column's own measure."""
+LONG = 32
+"""Mean postings of a list from which the index pays."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,19 @@ def build(matrix: sp.csr_matrix, gains: np.ndarray, *, kernels: bool = True) -> 
         order = np.lexsort((owner, -np.abs(whole), of))
         ends[1:] = np.cumsum(np.bincount(of, minlength=lists))
         postings[:] = (whole[order] % RANGE) * RANGE + owner[order] % RANGE
-    block_ends = np.concatenate([[0], np.cumsum(-(-np.diff(ends) // BLOCK))])
+    block_ends = blocks_of(ends)
     return Postings(ends, postings, block_ends, _tops(ends, postings, block_ends), scales)
+
+
+def pays(matrix: sp.csr_matrix) -> bool:
+    """Whether an index pays: its lists would be long."""
+    items, dims = matrix.shape
+    return bool(matrix.nnz >= LONG * dims * -(-items // RANGE))
+
+
+def blocks_of(ends: np.ndarray) -> np.ndarray:
+    """Ends of the lists' blocks."""
+    return np.concatenate([[0], np.cumsum(-(-np.diff(ends) // BLOCK))])
 
 
 def impacts_of(postings: np.ndarray) -> np.ndarray:

@@ -61,18 +61,19 @@ class Recommender:
         self._ids = Ids(export.item_ids, export.order)
         self._matrix, self._gains = export.matrix, export.gains
         self._user_entries: int | None = export.manifest.get("user_entries")
-        self._search = Search(
-            export.matrix, export.gains, threads, kernels=kernels, postings=export.postings, early=early
-        )
+        made = {"postings": export.postings, "by_column": export.by_column}
+        self._search = Search(export.matrix, export.gains, threads, kernels=kernels, early=early, **made)
 
     @cached_property
     def version(self) -> str:
         return self._export.content
 
     @classmethod
-    def load(cls, folder: str | Path, threads: int | None = None, *, early: int | None = None) -> Self:
-        """Raises ExportError: see `load_export`. ConfigError: `early` is negative."""
-        return cls(load_export(folder), threads, early=early)
+    def load(
+        cls, folder: str | Path, threads: int | None = None, *, early: int | None = None, verify: bool = True
+    ) -> Self:
+        """Raises ExportError: see `load_export`, also for `verify`. ConfigError: `early` is negative."""
+        return cls(load_export(folder, verify=verify), threads, early=early)
 
     def prepare(self) -> None:
         """Build now what is otherwise built when it has paid: the index, and the order of the ids."""

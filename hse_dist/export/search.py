@@ -24,12 +24,10 @@ import scipy.sparse as sp
 from hse_dist.export.choice import Choice
 from hse_dist.export.impacts import Impacts
 from hse_dist.export.own import Found, owners
-from hse_dist.export.postings import RANGE, Postings, build
+from hse_dist.export.postings import LONG, RANGE, Postings, build, pays
 from hse_dist.export.sweep import LANES, Sweep, available
 from hse_dist.export.topk import top_k
 
-LONG = 32
-"""Mean postings of a list from which the index pays."""
 READ = 0.4
 """What the index takes for a posting in the user's columns, in what the sweep takes for an entry."""
 BUILDING = 30
@@ -38,7 +36,8 @@ BUILDING = 30
 
 class Search:
     """Args:
-    threads: of the sweep. kernels: False leaves them unused. postings: the index, where the export has one.
+    threads: of the sweep. kernels: False leaves them unused. postings, by_column: the index, and the matrix by
+    columns, where the export has one.
     early: postings that may be read for a user, for answers that may lack items; None: answers are exact.
     """
 
@@ -50,27 +49,25 @@ class Search:
         *,
         kernels: bool = True,
         postings: Postings | None = None,
+        by_column: sp.csr_matrix | None = None,
         early: int | None = None,
     ) -> None:
         self.matrix, self.gains = matrix, gains
         self.compiled = kernels and available(matrix)
-        self._sweep = Sweep(matrix, gains, threads) if self.compiled else None
+        self._sweep = Sweep(matrix, gains, threads, by_column) if self.compiled else None
         self._early, self._saved, self._building = early, 0.0, threading.Lock()
+        self._pays = pays(matrix)
         self._index = None if postings is None else self._from(postings)
 
     def _from(self, postings: Postings) -> Impacts:
         return Impacts(self.matrix, self.gains, postings, kernels=self.compiled)
 
-    @property
-    def pays(self) -> bool:
-        """Whether an index pays for this matrix: its lists are long."""
-        items, dims = self.matrix.shape
-        return self.matrix.nnz >= LONG * dims * -(-items // RANGE)
-
     def prepare(self) -> None:
         """Build now what queries would build when it pays."""
-        if self._early is not None or (self.compiled and self.pays):
+        if self._early is not None or (self.compiled and self._pays):
             self._built()
+            if self._sweep:
+                self._sweep.prepare()
 
     def _built(self) -> Impacts:
         with self._building:
@@ -106,12 +103,14 @@ class Search:
     def _worth(self, users: sp.csr_matrix, k: int) -> Impacts | None:
         """The index, if it is the way to take."""
         items, nnz = self.matrix.shape[0], self.matrix.nnz
-        if not self._sweep or not self.pays or users.nnz == 0 or k * LONG > items:
+        if not self._sweep or not (self._pays or self._index) or users.nnz == 0 or k * LONG > items:
             return None
         own = self._sweep.entries(users)
         whole = -(-users.shape[0] // LANES) * nnz
+        if self._index is None or self._sweep.turned:
+            whole = min(whole, own)
         ours = READ * own + LONG * READ * users.nnz * -(-items // RANGE)
-        saved = min(whole, own) - ours
+        saved = whole - ours
         if saved <= 0:
             return None
         if self._index is None:

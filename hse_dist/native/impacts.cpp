@@ -68,6 +68,7 @@ struct Best {
     float bound() const { return heap.size() < k ? NOTHING : heap.front().score; }
 
     void offer(const Item& item) {
+        if (!(item.score > NOTHING)) return;  // a NaN has no place in an order
         if (heap.size() == k) {
             if (!better(item, heap.front())) return;
             std::pop_heap(heap.begin(), heap.end(), better);
@@ -262,7 +263,7 @@ void exact(const Index& index, const Matrix& matrix, Query& query, const Choice&
 int64_t level_of(float x) {
     int32_t bits;
     std::memcpy(&bits, &x, 4);
-    return bits >> 20;
+    return (bits & 0x7fffffff) >> 20;
 }
 
 // The least contribution of which at most `most` postings are.

@@ -15,7 +15,7 @@ from hse_dist.errors import ConfigError
 from hse_dist.export.choice import ALL, Choice
 from hse_dist.export.format import Export
 from hse_dist.export.impacts import Impacts
-from hse_dist.export.postings import BLOCK, MOST, Postings, build, impacts_of
+from hse_dist.export.postings import BLOCK, MOST, Postings, build, impacts_of, pays
 from hse_dist.export.recommender import Recommender
 from hse_dist.export.search import Search
 from hse_dist.native.library import library
@@ -202,5 +202,5 @@ def test_threads_ask_one_index() -> None:
 
 def test_a_table_of_short_lists_has_no_index() -> None:
     matrix = sp.csr_matrix(np.eye(50, dtype=np.float32))
-    assert not Search(matrix, np.ones(50, np.float32)).pays
+    assert not pays(matrix)
     assert build(matrix, np.ones(50, np.float32), kernels=False).ends.tolist() == list(range(51))
