@@ -46,6 +46,7 @@ class Recommender:
         kernels: False leaves them unused.
         early: postings of the index that may be read for a user; answers take less time and may lack items, scores are
             right. None: answers are exact.
+        index: False saves the memory of an index, and exact answers to single users take longer.
 
     Attributes:
         item_ids: raw ids `[items]`, an Arrow array.
@@ -53,7 +54,13 @@ class Recommender:
     """
 
     def __init__(
-        self, export: Export, threads: int | None = None, *, kernels: bool = True, early: int | None = None
+        self,
+        export: Export,
+        threads: int | None = None,
+        *,
+        kernels: bool = True,
+        early: int | None = None,
+        index: bool = True,
     ) -> None:
         if early is not None and early < 0:
             raise ConfigError(f"early = {early} is out of range: it is a number of postings.")
@@ -62,7 +69,7 @@ class Recommender:
         self._matrix, self._gains = export.matrix, export.gains
         self._user_entries: int | None = export.manifest.get("user_entries")
         made = {"postings": export.postings, "by_column": export.by_column}
-        self._search = Search(export.matrix, export.gains, threads, kernels=kernels, early=early, **made)
+        self._search = Search(export.matrix, export.gains, threads, kernels=kernels, early=early, index=index, **made)
 
     @cached_property
     def version(self) -> str:

@@ -39,6 +39,7 @@ class Search:
     threads: of the sweep. kernels: False leaves them unused. postings, by_column: the index, and the matrix by
     columns, where the export has one.
     early: postings that may be read for a user, for answers that may lack items; None: answers are exact.
+    index: False neither uses nor builds one for exact answers.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class Search:
         postings: Postings | None = None,
         by_column: sp.csr_matrix | None = None,
         early: int | None = None,
+        index: bool = True,
     ) -> None:
         self.matrix, self.gains = matrix, gains
         self.compiled = kernels and available(matrix)
         self._sweep = Sweep(matrix, gains, threads, by_column) if self.compiled else None
         self._early, self._saved, self._building = early, 0.0, threading.Lock()
-        self._pays = pays(matrix)
-        self._index = None if postings is None else self._from(postings)
+        self._pays = index and pays(matrix)
+        self._index = None if postings is None or not index else self._from(postings)
 
     def _from(self, postings: Postings) -> Impacts:
         return Impacts(self.matrix, self.gains, postings, kernels=self.compiled)
