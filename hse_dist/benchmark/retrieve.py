@@ -1,8 +1,9 @@
 """`benchmark retrieve`: top 100 of a million items from an export, beside dense and SciPy products.
 
-In: a shape. Out: users a second of `Recommender`, which is read from an export that this writes; of dense rows of equal
-bytes (D = 64 for 32 live entries) and of the same D; of a plain SciPy CSR product; and of `Recommender` without its
-compiled kernels. All get the same histories, the same number of threads, and take turns.
+In: a shape. Out, of many users at once: users a second of `Recommender`, which is read from an export that this
+writes; of dense rows of equal bytes (D = 64 for 32 live entries) and of the same D; of a plain SciPy CSR product; and
+of `Recommender` without its compiled kernels. All get the same histories, the same number of threads, and take turns.
+And of one history at a time: see `single.py`.
 
 Dense rows of D = 4 096 would be 16 GB: they are timed on a slice of the items, and that is scaled up. What SciPy does
 is so slow that it gets a few of the users. The dense products take blocks of users and items that were the fastest of
@@ -16,7 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ import scipy.sparse as sp
 import torch
 
 from hse_dist.benchmark.report import Chart, Report, spread
+from hse_dist.benchmark.single import measure_single
 from hse_dist.cluster import prepare_process
 from hse_dist.config import ClusterSettings
 from hse_dist.export.format import RowBlock, load_export, write_export
@@ -35,6 +38,11 @@ DENSE_USERS, DENSE_ITEMS = 128, 16_384
 FEW = 8
 """Users of the slow ones."""
 BLOCK_ROWS = 65_536
+
+SINGLE_NOTE = (
+    "single histories: a table made up in the likeness of a trained one, one core, from raw ids to raw ids; dense: the "
+    "scores and the best of them alone, without ids"
+)
 
 Histories = tuple[np.ndarray, np.ndarray]
 Rates = dict[str, list[float]]
@@ -50,16 +58,42 @@ def benchmark_retrieve(
     history: int = 60,
     repeats: int = 3,
     threads: int | None = None,
+    queries: int = 400,
+    single_history: int = 50,
+    part: Literal["all", "single"] = "all",
 ) -> Report:
-    """Users a second.
+    """Users a second, and milliseconds of single histories.
 
     Args:
         items: of the export. users: asked for at once. top: items a user gets. live: k, live entries an item.
         dims: D. history: mean items a user.
+        queries, single_history: histories that are asked one at a time, and their items.
+        part: `single` leaves out the many users.
 
     Returns:
-        figures `speedup_vs_dense_64`, and those beside the other baselines; a row for each.
+        figures `speedup_vs_dense_64`, and those beside the other baselines; `p99_milliseconds` and others of single
+        histories; a row for each.
     """
+    single = {"queries": queries, "history": single_history}
+    latency, rows = measure_single(items=items, live=live, dims=dims, top=top, **single)
+    shape = {"items": items, "top": top, "live": live, "dims": dims, "queries": queries}
+    shape["single_history"] = single_history
+    if part == "single":
+        return Report("retrieve", dict(latency), rows, shape, [SINGLE_NOTE], _latency_chart(rows, top, items))
+    many = _many(items=items, users=users, top=top, live=live, dims=dims, history=history,
+                 repeats=repeats, threads=threads)  # fmt: skip
+    return replace(
+        many,
+        figures={**many.figures, **latency},
+        shape={**many.shape, **shape},
+        notes=[*many.notes, SINGLE_NOTE],
+        tables={"single": rows},
+    )
+
+
+def _many(
+    *, items: int, users: int, top: int, live: int, dims: int, history: int, repeats: int, threads: int | None
+) -> Report:
     threads = threads or len(os.sched_getaffinity(0))
     prepare_process(ClusterSettings(cpus_per_worker=threads))
     shape = {"items": items, "users": users, "top": top, "live": live, "dims": dims, "history": history}
@@ -170,6 +204,18 @@ def _take_turns(ways: dict[str, tuple[Callable[[], Any], float]], repeats: int) 
                 rates[name].append(users / (time.perf_counter() - began))
                 core_rates[name].append(users / (time.process_time() - core_began))
     return rates, core_rates
+
+
+def _latency_chart(rows: list[dict[str, Any]], top: int, items: int) -> Chart:
+    return Chart(
+        title=f"One history: top {top} of {items:,} items".replace(",", " "),
+        y_label="milliseconds",
+        x_label="",
+        series={name: [row[f"{name}, ms"] for row in rows] for name in ("p50", "p99")},
+        x=[row["way"] for row in rows],
+        kind="bars",
+        target=20.0,
+    )
 
 
 def _report(rates: Rates, core_rates: Rates, shape: dict[str, int], loaded: float) -> Report:

@@ -165,7 +165,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
         ),
     ),
     "retrieve": (
-        "the best items of users from an export, beside dense products and SciPy's",
+        "the best items of users from an export, many at once and one at a time, beside dense products and SciPy's",
         (
             Option("items", 1_000_000, "of the export"),
             Option("users", 1000, "asked for at once"),
@@ -175,6 +175,9 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("history", 60, "mean history of a user"),
             Option("repeats", 3, "answers measured; the median counts"),
             Option("threads", None, "threads of arithmetic (default: all cores)"),
+            Option("queries", 400, "histories that are asked one at a time, on one core"),
+            Option("single_history", 50, "items of each of these"),
+            Option("part", "all", "leave out the many users", ("all", "single")),
         ),
     ),
     "serve": (

@@ -136,6 +136,6 @@ class ExportSettings(Settings):
     """Where the export goes; without it `export` in the run folder."""
     values: Literal["float32", "float16"] = "float32"
     """Type of the exported values."""
-    format: Literal["parquet", "csr", "ell", "bitmap", "delta", "block", "smallest"] = "parquet"
-    """How the matrix is stored: for any program (Parquet and SciPy), or small, in one of the layouts of
-    export/sizes.py; `smallest` takes the one with the fewest bytes."""
+    format: Literal["parquet", "csr", "ell", "bitmap", "delta", "block", "smallest", "mapped"] = "parquet"
+    """How the matrix is stored: for any program (Parquet and SciPy); small, in one of the layouts of export/sizes.py,
+    of which `smallest` takes the one with the fewest bytes; or `mapped`, with an index, to answer from its files."""

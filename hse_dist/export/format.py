@@ -3,11 +3,12 @@
 In: blocks of rows (CSR), item ids and gains. Out: a folder of
 
 * `items.parquet`: item (the raw id) and gain (float), a row an item, in the order of the rows.
-* the matrix, in one of two ways:
+* the matrix, in one of three ways:
     * `parquet`, for any program: columns (list of the smallest unsigned type that holds D) and values (list of float or
       halffloat) in `items.parquet`, and the same matrix without gains for `scipy.sparse.load_npz`, float32
       `[items, D]`, in `items.npz`;
-    * one of the layouts of `sizes.py`, small and of known size, as `.npy` files that `layouts.py` describes.
+    * one of the layouts of `sizes.py`, small and of known size, as `.npy` files that `layouts.py` describes;
+    * `mapped`, large and with an index, which answers from its files as they are (`mapped.py`).
 * `manifest.json`: version, sizes and sha256 of the files, and the facts of the model.
 
 `value_type = "float16"` rounds the values once, so all files hold the same numbers, but the `.npz` keeps them as
@@ -22,7 +23,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +35,13 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from hse_dist.errors import ExportError, NumericError
+from hse_dist.errors import ExportError
 from hse_dist.export.compact import CompactWriter, array_files, describe, read_matrix, read_storage
 from hse_dist.export.content import Content
+from hse_dist.export.mapped import MappedWriter, mapped_files, matrices, read_arrays, read_description, read_table
+from hse_dist.export.postings import Postings
+from hse_dist.export.rows import MOST_NUMBER, Rows
+from hse_dist.export.rows import RowBlock as RowBlock
 from hse_dist.export.sizes import LAYOUTS, Layout, Storage
 from hse_dist.export.tables import ITEMS, NPZ, ItemsWriter, OpenWriter, column_type, read_items, read_lists
 from hse_dist.files import new_folder, refuse_devices, write_json
@@ -45,34 +52,29 @@ MANIFEST = "manifest.json"
 MOST_DIMS = 2**24
 """Columns; vectors of D numbers are made for users."""
 MOST_ITEMS = 2**31 - 1
-MOST_NUMBER = 2.0**30
-"""Of values and gains: scores, which are sums of products of three of them, stay finite."""
 
 ValueType = Literal["float32", "float16"]
-Format = Literal["parquet", "smallest"] | Layout
-
-
-@dataclass(frozen=True)
-class RowBlock:
-    """Consecutive rows as CSR: int64 `offsets` `[n + 1]` and `columns` `[L]`, float32 `values` `[L]` and `gains` `[n]`.
-
-    Columns of a row are distinct and in any order. Live entries whose value is 0 are kept.
-    """
-
-    offsets: np.ndarray
-    columns: np.ndarray
-    values: np.ndarray
-    gains: np.ndarray
+Format = Literal["parquet", "smallest", "mapped"] | Layout
+Stored = Storage | dict[str, Any] | None
+"""A compact layout, the description of `mapped`, or None: `parquet`."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """An export in memory: ids `[items]`, matrix float32 CSR `[items, D]`, gains float32 `[items]`, the manifest."""
+    """An export in memory: ids `[items]`, matrix float32 CSR `[items, D]`, gains float32 `[items]`, the manifest.
+
+    Attributes:
+        postings, by_column, order: the index, the matrix by columns, and the rows by rising id, where the export has
+            them: the format `mapped` has the last, and one of the others.
+    """
 
     item_ids: pa.Array
     matrix: sp.csr_matrix
     gains: np.ndarray
     manifest: dict[str, Any]
+    postings: Postings | None = None
+    by_column: sp.csr_matrix | None = None
+    order: np.ndarray | None = None
 
     @cached_property
     def content(self) -> str:
@@ -121,7 +123,7 @@ def write_export(
     try:
         with new_folder(folder) as temporary:
             content = Content(dims, item_ids.type, user_entries)
-            rows = _Rows(blocks, item_ids, dims, row_norm, value_type, content)
+            rows = Rows(blocks, item_ids, dims, row_norm, value_type, content)
             storage = _write(temporary, rows, form)
             manifest = {
                 "kind": KIND,
@@ -135,8 +137,8 @@ def write_export(
                 "live_entries": rows.live,
                 "negative_gains": rows.negative,
                 "content": content.digest,
-                "format": storage.layout if storage else "parquet",
-                "storage": describe(storage) if storage else None,
+                "format": form if storage is None or isinstance(storage, dict) else storage.layout,
+                "storage": describe(storage) if isinstance(storage, Storage) else storage,
                 "model": dict(extra or {}),
                 "files": {name: _describe(temporary / name) for name in _files(storage)},
             }
@@ -173,87 +175,26 @@ def _kind(manifest: Path) -> object:
     return content.get("kind") if isinstance(content, dict) else None
 
 
-def _files(storage: Storage | None) -> tuple[str, ...]:
-    """Names of the files beside the manifest; `storage` is None for `parquet`."""
+def _files(storage: Stored) -> tuple[str, ...]:
+    """Names of the files beside the manifest."""
+    if isinstance(storage, dict):
+        return mapped_files(storage)
     return (ITEMS, NPZ) if storage is None else (ITEMS, *array_files(storage))
 
 
-def _write(folder: Path, rows: _Rows, form: Format) -> Storage | None:
+def _write(folder: Path, rows: Rows, form: Format) -> Stored:
     ids = rows.item_ids.type
-    if form == "parquet":
-        with OpenWriter(folder, rows.dims, rows.value_type, ids) as both:
+    if form == "parquet" or form == "mapped":
+        writer = OpenWriter(folder, rows.dims, rows.value_type, ids) if form == "parquet" else None
+        with writer or MappedWriter(folder, rows.dims, ids) as whole:
             for block in rows:
-                both.add(*block)
-        return None
+                whole.add(*block)
+        return whole.storage if isinstance(whole, MappedWriter) else None
     with CompactWriter(folder, rows.dims, rows.value_type, form) as matrix, ItemsWriter(folder, ids) as items:
         for part, gains, lengths, columns, values in rows:
             items.add(part, gains)
             matrix.add(lengths, columns, values)
     return matrix.storage
-
-
-@dataclass
-class _Rows:
-    """Blocks as a reader will see them, checked: ids, gains, lengths, columns, values. What was seen is counted."""
-
-    blocks: Iterable[RowBlock]
-    item_ids: pa.Array
-    dims: int
-    row_norm: str
-    value_type: ValueType
-    content: Content
-    live: int = 0
-    negative: int = 0
-
-    def __iter__(self) -> Iterator[tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        first = 0
-        for block in self.blocks:
-            rows = len(block.offsets) - 1
-            if rows == 0:
-                continue
-            columns, values, gains = _checked(block, first, self.dims, self.row_norm, self.value_type)
-            ids = self.item_ids.slice(first, rows)
-            if len(ids) < rows:
-                raise ExportError(f"The tables have more rows than the vocabulary's {len(self.item_ids)} items.")
-            self.content.add(ids, gains, np.diff(block.offsets), columns, values)
-            yield ids, gains, np.diff(block.offsets), columns, values
-            first += rows
-            self.live += len(columns)
-            self.negative += int((gains < 0).sum())
-        if first < len(self.item_ids):
-            raise ExportError(f"The tables have {first} rows, the vocabulary has {len(self.item_ids)} items.")
-
-
-def _checked(
-    block: RowBlock, first: int, dims: int, row_norm: str, value_type: ValueType
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Columns in ascending order a row, values and gains as a reader will see them."""
-    owner = np.repeat(np.arange(len(block.offsets) - 1), np.diff(block.offsets))
-    order = np.lexsort((block.columns, owner))
-    columns, values = block.columns[order], block.values[order].astype(np.float32)
-    wrong = (columns < 0) | (columns >= dims)
-    wrong[1:] |= (columns[1:] == columns[:-1]) & (owner[1:] == owner[:-1])
-    if wrong.any():
-        where = int(np.argmax(wrong))
-        raise ExportError(
-            f"Column {columns[where]} of item row {first + owner[where]} is out of range or there twice (D = {dims})."
-        )
-    gains = block.gains.astype(np.float32)
-    if row_norm == "unit":
-        length = np.sqrt(np.bincount(owner, values.astype(np.float64) ** 2, minlength=len(gains)))
-        values = (values / np.where(length > 0, length, 1.0)[owner]).astype(np.float32)
-        gains = np.ones_like(gains)
-    with np.errstate(over="ignore"):
-        # no −0: the layout `block` means something by it
-        values = values.astype(value_type).astype(np.float32) + np.float32(0)
-    bad = ~(np.abs(gains) <= MOST_NUMBER)
-    bad[owner[~(np.abs(values) <= MOST_NUMBER)]] = True
-    if bad.any():
-        raise NumericError(
-            f"A value or gain of item row {first + int(np.argmax(bad))} is not finite as {value_type}, or above 2^30.",
-            cause="Training diverged, or the values exceed what float16 holds (65 504).",
-        )
-    return columns, values, gains
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -262,8 +203,13 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def load_export(folder: str | Path) -> Export:
+def load_export(folder: str | Path, *, verify: bool = True) -> Export:
     """Read an export after checking its manifest and the size and sha256 of its files.
+
+    Args:
+        verify: False leaves out, of the format `mapped` alone, what reads its files whole: checksums, and whether
+        numbers
+            are those of an export. What kernels index memory by is checked all the same.
 
     Raises:
         ExportError: the folder is missing, of another version, incomplete or damaged; or its files, checksums or not,
@@ -272,33 +218,69 @@ def load_export(folder: str | Path) -> Export:
     folder = Path(folder)
     manifest = _read_manifest(folder)
     try:
-        storage = None if manifest["format"] == "parquet" else read_storage(manifest.get("storage"))
-        if storage is not None and (storage.rows, storage.dims) != (manifest["items"], manifest["dims"]):
-            raise ValueError("its storage has another shape")
+        storage = _read_storage(manifest)
     except ValueError as error:
         raise ExportError(f"The manifest of the export {folder} cannot be used: {error}.") from None
-    for name in _files(storage):
-        try:
-            found = _describe(folder / name)
-        except OSError as error:
-            raise ExportError(f"The export {folder} lacks {name}: {error}.", cause="Export again.") from None
-        if found != manifest["files"].get(name):
-            raise ExportError(f"{folder / name} is truncated or changed.", cause="Copy it again, or export again.")
+    verify = verify or not isinstance(storage, dict)
+    _check_files(folder, _files(storage), manifest["files"], verify)
     try:
+        if isinstance(storage, dict):
+            return _read_mapped(folder, storage, manifest, verify)
         table = read_items(folder, manifest["items"])
         item_ids, gains = _item_ids(table["item"].combine_chunks()), _numbers(table["gain"].to_numpy())
         csr = read_lists(table, manifest["dims"]) if storage is None else read_matrix(folder, storage)
-        matrix = _matrix(*csr, manifest)
+        return Export(item_ids, _matrix(*csr, manifest), gains, manifest)
     except (OSError, ValueError, LookupError, TypeError, OverflowError, pa.ArrowException) as error:
         raise ExportError(f"The export {folder} does not fit its manifest: {error}.", cause="Export again.") from None
-    return Export(item_ids, matrix, gains, manifest)
 
 
-def _item_ids(ids: pa.Array) -> pa.Array:
+def _read_storage(manifest: dict[str, Any]) -> Stored:
+    if manifest["format"] == "parquet":
+        return None
+    items, dims = manifest["items"], manifest["dims"]
+    if manifest["format"] == "mapped":
+        return read_description(manifest.get("storage"), items, dims, manifest["live_entries"])
+    storage = read_storage(manifest.get("storage"))
+    if (storage.rows, storage.dims) != (items, dims):
+        raise ValueError("its storage has another shape")
+    return storage
+
+
+def _check_files(folder: Path, names: tuple[str, ...], said: dict[str, Any], verify: bool) -> None:
+    """Hold files to the manifest: sizes, and checksums if they are to be verified. Files are read side by side."""
+
+    def look(name: str) -> dict[str, Any] | OSError:
+        try:
+            return _describe(folder / name) if verify else {"bytes": (folder / name).stat().st_size}
+        except OSError as error:
+            return error
+
+    with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
+        for name, found in zip(names, pool.map(look, names), strict=True):
+            if isinstance(found, OSError):
+                raise ExportError(f"The export {folder} lacks {name}: {found}.", cause="Export again.") from None
+            expected = said.get(name)
+            if not verify and isinstance(expected, dict):
+                expected = {"bytes": expected.get("bytes")}
+            if found != expected:
+                raise ExportError(f"{folder / name} is truncated or changed.", cause="Copy it again, or export again.")
+
+
+def _read_mapped(folder: Path, storage: dict[str, Any], manifest: dict[str, Any], verify: bool) -> Export:
+    item_ids, gains = read_table(folder, manifest["items"])
+    arrays = read_arrays(folder, storage)
+    item_ids, gains = _item_ids(item_ids, verify), _numbers(gains)
+    matrix, postings, by_column = matrices(arrays, manifest["items"], manifest["dims"])
+    if verify:
+        _matrix(matrix.indptr, matrix.indices, matrix.data, manifest)
+    return Export(item_ids, matrix, gains, manifest, postings, by_column, arrays["order"])
+
+
+def _item_ids(ids: pa.Array, distinct: bool = True) -> pa.Array:
     ids.validate(full=True)
     if not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
         raise ValueError(f"its ids are {ids.type}")
-    if ids.null_count or len(ids.unique()) < len(ids):
+    if ids.null_count or (distinct and len(ids.unique()) < len(ids)):
         raise ValueError("ids are missing, or there twice")
     return ids
 
@@ -347,6 +329,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         size = manifest[name]
         if not (type(size) is int and least <= size <= most) and (name, size) != ("user_entries", None):
             raise ExportError(f"The manifest of the export {folder} has {name} = {size!r}.")
-    if manifest["format"] not in ("parquet", *LAYOUTS):
+    if manifest["format"] not in ("parquet", "mapped", *LAYOUTS):
         raise ExportError(f"The export {folder} has the format {manifest['format']}, which this program does not read.")
     return manifest

@@ -6,10 +6,9 @@ With the rows A and gains g of the export: u = Σ_{i in history} A_i, score_j = 
 entries alone if the export says how many. The model's second term takes back what an item gives itself, which concerns
 items of the history only, and these are recommended only if they are asked for (`own.py`).
 
-Compiled kernels score and choose in one sweep (`sweep.py`) where they were built. Without them both products are
-SciPy's: u holds a part of the columns, and a column is live in few items, so u·Aᵀ visits far less than every live
-entry; users are then taken in blocks that bound the scores, users × items. Both give the same numbers, bit by bit, and
-a user's answer does not depend on the block. Only NumPy, SciPy and PyArrow are imported.
+How items are scored and chosen is up to `search.py`; all ways give the same numbers, bit by bit. Without compiled
+kernels users are taken in blocks that bound the scores, users × items. A user's answer does not depend on the block,
+and any number of threads may ask. Only NumPy, SciPy and PyArrow are imported.
 """
 
 from __future__ import annotations
@@ -21,17 +20,16 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from hse_dist.errors import ConfigError
 from hse_dist.export.choice import ALL, Choice, choose
 from hse_dist.export.explain import reasons
 from hse_dist.export.format import Export, load_export
-from hse_dist.export.own import own_scores, owners, with_own
+from hse_dist.export.ids import Ids, as_array
+from hse_dist.export.own import own_scores, with_own
 from hse_dist.export.recommendation import Recommendation
-from hse_dist.export.sweep import Sweep, available
-from hse_dist.export.topk import top_k
+from hse_dist.export.search import Search
 
 SCORES_AT_A_TIME = 2**23
 """Users × items of a block of the plain path; a score takes up to 30 bytes on its way (sparse, dense, as a key to sort
@@ -46,30 +44,48 @@ class Recommender:
     Args:
         threads: of the compiled kernels; None: all cores that this process may use.
         kernels: False leaves them unused.
+        early: postings of the index that may be read for a user; answers take less time and may lack items, scores are
+            right. None: answers are exact.
+        index: False saves the memory of an index, and exact answers to single users take longer.
 
     Attributes:
         item_ids: raw ids `[items]`, an Arrow array.
         version: names the content: equal for exports that answer the same.
     """
 
-    def __init__(self, export: Export, threads: int | None = None, *, kernels: bool = True) -> None:
+    def __init__(
+        self,
+        export: Export,
+        threads: int | None = None,
+        *,
+        kernels: bool = True,
+        early: int | None = None,
+        index: bool = True,
+    ) -> None:
+        if early is not None and early < 0:
+            raise ConfigError(f"early = {early} is out of range: it is a number of postings.")
         self._export, self.item_ids = export, export.item_ids
+        self._ids = Ids(export.item_ids, export.order)
         self._matrix, self._gains = export.matrix, export.gains
         self._user_entries: int | None = export.manifest.get("user_entries")
-        self._sweep = Sweep(export.matrix, export.gains, threads) if kernels and available(export.matrix) else None
+        made = {"postings": export.postings, "by_column": export.by_column}
+        self._search = Search(export.matrix, export.gains, threads, kernels=kernels, early=early, index=index, **made)
 
     @cached_property
     def version(self) -> str:
         return self._export.content
 
-    @cached_property
-    def _by_column(self) -> sp.csr_matrix:
-        return self._matrix.T.tocsr()
-
     @classmethod
-    def load(cls, folder: str | Path, threads: int | None = None) -> Self:
-        """Raises ExportError: see `load_export`."""
-        return cls(load_export(folder), threads)
+    def load(
+        cls, folder: str | Path, threads: int | None = None, *, early: int | None = None, verify: bool = True
+    ) -> Self:
+        """Raises ExportError: see `load_export`, also for `verify`. ConfigError: `early` is negative."""
+        return cls(load_export(folder, verify=verify), threads, early=early)
+
+    def prepare(self) -> None:
+        """Build now what is otherwise built when it has paid: the index, and the order of the ids."""
+        self._ids.prepare()
+        self._search.prepare()
 
     def recommend(
         self,
@@ -111,7 +127,7 @@ class Recommender:
         """
         asked = [list(history) for history in histories]
         ids = [item for history in asked for item in history]
-        rows = self.rows_of(_as_array(ids, self.item_ids.type))
+        rows = self.rows_of(as_array(ids, self.item_ids.type))
         known = rows >= 0
         owner = np.repeat(np.arange(len(asked)), [len(history) for history in asked])
         offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[known], minlength=len(asked)))])
@@ -130,7 +146,7 @@ class Recommender:
     ) -> Choice:
         """What `recommend_rows` takes, made once for many calls; the arguments are those of `recommend`."""
         lists = (
-            None if ids is None else self.rows_of(_as_array(list(ids), self.item_ids.type)) for ids in (allow, deny)
+            None if ids is None else self.rows_of(as_array(list(ids), self.item_ids.type)) for ids in (allow, deny)
         )
         allowed, denied = lists
         return choose(len(self.item_ids), seen=seen, allow=allowed, deny=denied)
@@ -148,14 +164,7 @@ class Recommender:
 
     def rows_of(self, ids: pa.Array) -> np.ndarray:
         """The item rows of raw ids, int64; -1 for null and for what the export does not know."""
-        if 20 * len(ids) < len(self.item_ids):
-            # a table of few ids that all items are looked up in is made faster than a table of all items
-            distinct = ids.unique()
-            places = pc.index_in(self.item_ids, value_set=distinct)
-            row_of = np.full(len(distinct), -1, np.int64)
-            row_of[places.drop_null().to_numpy()] = np.flatnonzero(places.is_valid().to_numpy(zero_copy_only=False))
-            return row_of[pc.index_in(ids, value_set=distinct).to_numpy()]
-        return pc.index_in(ids, value_set=self.item_ids).fill_null(-1).to_numpy().astype(np.int64)
+        return self._ids.rows_of(ids)
 
     def recommend_rows(
         self, offsets: np.ndarray, rows: np.ndarray, k: int, choice: Choice = ALL
@@ -178,7 +187,7 @@ class Recommender:
         k = min(k, len(self.item_ids))
         users = len(offsets) - 1
         top, scores = np.full((users, k), -1, np.int64), np.full((users, k), -np.inf, np.float32)
-        step = USERS_AT_A_TIME if self._sweep else max(1, SCORES_AT_A_TIME // len(self.item_ids))
+        step = USERS_AT_A_TIME if self._search.compiled else max(1, SCORES_AT_A_TIME // len(self.item_ids))
         for first in range(0, users, step):
             part = slice(first, min(first + step, users))
             ends = offsets[part.start : part.stop + 1]
@@ -200,39 +209,10 @@ class Recommender:
 
     def _rank(self, offsets: np.ndarray, rows: np.ndarray, k: int, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
         histories, pooled = self._pool(offsets, rows)
-        if choice.only is not None:
-            found = self._among(choice.only, pooled, histories, k)
-        elif self._sweep:
-            found = self._sweep.top(pooled, histories, k, choice.blocked)
-        else:
-            scores = (pooled @ self._by_column).toarray()
-            scores *= self._gains
-            if choice.blocked is not None:
-                scores[:, choice.blocked != 0] = -np.inf
-            found = _best(scores, histories, k)
+        found = self._search.top(pooled, histories, k, choice)
         if choice.seen:
             found = with_own(found, own_scores(self._matrix, self._gains, pooled, histories), histories, choice)
         return found
-
-    def _among(
-        self, only: np.ndarray, pooled: sp.csr_matrix, histories: sp.csr_matrix, k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The best of few rows, padded to k."""
-        users = pooled.shape[0]
-        top, best = np.full((users, k), -1, np.int64), np.full((users, k), -np.inf, np.float32)
-        few = min(k, len(only))
-        if few:
-            scores = (pooled @ self._matrix[only].T).toarray()
-            scores *= self._gains[only]
-            found, best[:, :few] = _best(scores, histories[:, only], few)
-            top[:, :few] = np.where(found >= 0, only[found], -1)
-        return top, best
-
-
-def _best(scores: np.ndarray, histories: sp.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best of scores [B, items] that are not in the histories; the scores are overwritten."""
-    scores[owners(histories), histories.indices] = -np.inf
-    return top_k(scores, k)
 
 
 def strongest(users: sp.csr_matrix, count: int) -> sp.csr_matrix:
@@ -242,18 +222,3 @@ def strongest(users: sp.csr_matrix, count: int) -> sp.csr_matrix:
     kept = np.sort(order[np.arange(len(order)) - users.indptr[owner] < count])
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[kept], minlength=users.shape[0]))])
     return sp.csr_matrix((users.data[kept], users.indices[kept], offsets), shape=users.shape)
-
-
-def _as_array(ids: list[Any], kind: pa.DataType) -> pa.Array:
-    """Raw ids in the export's type; what does not convert becomes null, as it cannot be an item."""
-    try:
-        return pa.array(ids, kind)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        return pa.concat_arrays([_as_scalar(item, kind) for item in ids])
-
-
-def _as_scalar(item: Any, kind: pa.DataType) -> pa.Array:
-    try:
-        return pa.array([item], kind)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        return pa.nulls(1, kind)

@@ -34,26 +34,49 @@ class Sweep:
     Args:
         matrix: float32 CSR [items, D], columns rising within a row. gains: float32 [items].
         threads: None: all cores that this process may use.
+        by_column: the matrix by columns, [D, items], rows rising; None: made when a user comes who has few of them.
     """
 
-    def __init__(self, matrix: sp.csr_matrix, gains: np.ndarray, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        matrix: sp.csr_matrix,
+        gains: np.ndarray,
+        threads: int | None = None,
+        by_column: sp.csr_matrix | None = None,
+    ) -> None:
+        self._turned = by_column
         self._matrix, self._gains = matrix, np.ascontiguousarray(gains, np.float32)
         self._offsets = matrix.indptr.astype(np.int64)
         self._threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
-    @cached_property
+    @property
+    def turned(self) -> bool:
+        """Whether the matrix by columns is there."""
+        return self._turned is not None
+
     def _by_column(self) -> sp.csr_matrix:
-        """The matrix by columns, [D, items]; made when a user comes who has few of them."""
-        return self._matrix.T.tocsr()
+        if self._turned is None:
+            self._turned = self._matrix.T.tocsr()
+        return self._turned
 
     @cached_property
     def _column_lengths(self) -> np.ndarray:
+        if self._turned is not None:
+            return np.diff(self._turned.indptr)
         return np.bincount(self._matrix.indices, minlength=self._matrix.shape[1])
+
+    def prepare(self) -> None:
+        """Count the columns' entries now, which the first user would wait for."""
+        _ = self._column_lengths
 
     def _cost(self, users: sp.csr_matrix) -> tuple[int, int]:
         """Entries that are read by items, and by columns."""
         blocks = -(-users.shape[0] // LANES)
-        return blocks * self._matrix.nnz, int(self._column_lengths[users.indices].sum())
+        return blocks * self._matrix.nnz, self.entries(users)
+
+    def entries(self, users: sp.csr_matrix) -> int:
+        """Of the items, in the users' columns."""
+        return int(self._column_lengths[users.indices].sum())
 
     def top(
         self, users: sp.csr_matrix, histories: sp.csr_matrix, k: int, blocked: np.ndarray | None = None
@@ -75,7 +98,7 @@ class Sweep:
         items, dims = self._matrix.shape
         by_items, by_columns = self._cost(users)
         if by_columns < by_items:
-            turned, threads = self._by_column, min(self._threads, count)
+            turned, threads = self._by_column(), min(self._threads, count)
             space = np.empty(threads * items, np.float32)
             ends = turned.indptr.astype(np.int64)
             matrix = (ends, turned.indices, turned.data, self._gains)

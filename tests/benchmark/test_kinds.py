@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 
+import numpy as np
 import pytest
 
 from hse_dist.benchmark.checkpoint import benchmark_checkpoint
+from hse_dist.benchmark.made_up import MadeUp
 from hse_dist.benchmark.report import Report, finish
 from hse_dist.benchmark.retrieve import benchmark_retrieve
 from hse_dist.benchmark.scale import benchmark_scale
@@ -48,11 +50,33 @@ def test_scale(tmp_path):
 
 
 def test_retrieve(tmp_path):
-    report = benchmark_retrieve(items=3000, users=20, top=7, live=8, dims=128, history=5, repeats=1, threads=1)
+    shape = {"items": 3000, "top": 7, "live": 8, "dims": 128, "queries": 9}
+    report = benchmark_retrieve(**shape, users=20, history=5, repeats=1, threads=1)
     assert report.figures["speedup_vs_dense_64"] > 0
     names = [row["rows"] for row in checked(report, tmp_path)]
     assert names[0] == "packed" and "dense, D = 16 (same bytes)" in names and "SciPy CSR product" in names
     assert any("estimated" in note for note in report.notes)
+    assert report.figures["p50_milliseconds"] <= report.figures["p99_milliseconds"]
+    single = benchmark_retrieve(**shape, part="single")
+    rows = checked(single, tmp_path)
+    assert [row["way"] for row in rows] == [row["way"] for row in report.tables["single"]]
+    by_way = {row["way"]: row["recall"] for row in rows}
+    assert by_way["index, exact"] == by_way["all postings, by columns"] == 1
+    assert 0 < single.figures["early_recall"] <= 1 and by_way["dense, D = 16 (same bytes)"] == ""
+
+
+def test_made_up_rows_are_what_they_are_said_to_be():
+    made = MadeUp(5000, 8, 256)
+    blocks = list(made.blocks())
+    lengths = np.concatenate([np.diff(block.offsets) for block in blocks])
+    assert len(lengths) == 5000 and lengths.max() == 8 and lengths.mean() > 7.5
+    columns = np.concatenate([block.columns for block in blocks])
+    owner = np.repeat(np.arange(5000), lengths)
+    assert len(np.unique(owner * 256 + columns)) == len(columns) and 0 <= columns.min() <= columns.max() < 256
+    popular = np.sort(np.bincount(columns, minlength=256))[::-1]
+    assert 0.2 < popular[:25].sum() / popular.sum() < 0.4
+    for history in made.histories(20, 30):
+        assert 20 < len(np.unique(history)) == len(history) <= 30
 
 
 @pytest.mark.distributed

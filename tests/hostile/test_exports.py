@@ -23,7 +23,7 @@ from hse_dist.export.format import RowBlock, write_export
 from hse_dist.testing.hostile import bomb, damaged, few_and_many, hostile_json, hostile_table
 from hse_dist.testing.victim import Victim
 
-FORMATS = ("parquet", "csr", "ell", "bitmap", "delta", "block")
+FORMATS = ("parquet", "csr", "ell", "bitmap", "delta", "block", "mapped", "indexed")
 ITEMS, DIMS = 30, 300
 NUMBERS = (0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1, 255, 65_535)
 
@@ -36,9 +36,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = np.concatenate([np.sort(rng.permutation(DIMS)[:n]) for n in lengths]).astype(np.int64)
     values = rng.normal(size=len(columns)).astype(np.float32)
     block = RowBlock(np.concatenate([[0], np.cumsum(lengths)]), columns, values, rng.normal(size=ITEMS).astype("f4"))
-    for form in FORMATS:
+    for form in FORMATS[:-1]:
         ids = pa.array([f"i{i}" for i in range(ITEMS)]) if form == "csr" else pa.array(range(100, 100 + ITEMS))
         write_export(folder / form, [block], item_ids=ids, dims=DIMS, row_norm="free", form=form, user_entries=20)
+    # lists that are long enough for an index
+    columns = np.tile(np.arange(4), 400)
+    block = RowBlock(np.arange(0, 1601, 4), columns, rng.normal(size=1600).astype("f4"), np.ones(400, np.float32))
+    ids = pa.array([f"i{i}" for i in range(400)])
+    write_export(folder / "indexed", [block], item_ids=ids, dims=4, row_norm="free", form="mapped")
     return folder
 
 
@@ -104,11 +109,13 @@ def to_parquet(table: pa.Table) -> bytes:
 @few_and_many(100, 3500, data=st.data())
 def _files(good: Path, work: Path, victim: Victim, data: st.DataObject) -> None:
     folder = copied(good, work, data.draw(st.sampled_from(FORMATS), "form"))
-    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".npy", ".parquet"))
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".npy", ".parquet", ".arrow"))
     for name in data.draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True), "names"):
         content = (folder / name).read_bytes()
         if name.endswith(".npy"):
             kinds = [hostile_array(content)] * 3
+        elif name.endswith(".arrow"):
+            kinds = []
         else:
             kinds = [bomb(content)] + [hostile_table(pq.read_table(io.BytesIO(content))).map(to_parquet)] * 3
         forge(folder, name, data.draw(st.one_of(*kinds, damaged(content))))

@@ -1,0 +1,139 @@
+"""One history at a time: what `benchmark retrieve` says of latency.
+
+In: a shape. Out: milliseconds of a whole `Recommender.recommend` (raw ids in, raw ids out) by each way to answer,
+beside the exact product of dense rows of equal bytes (NumPy's matrix × vector, `argpartition`, the best in order).
+All run on one core, to which the process is bound for that time, and take turns of a few histories each. Early
+answers also have their recall: the share of the exact answer's items that they have.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hse_dist.benchmark.made_up import MadeUp
+from hse_dist.export.format import load_export, write_export
+from hse_dist.export.recommender import Recommender
+
+TURN = 20
+"""Histories of a turn."""
+EARLY = (32, 64, 128)
+"""Early answers read one in so many of the table's live entries."""
+
+Ways = dict[str, Callable[[list[int]], list[int]]]
+
+
+def measure_single(
+    *, items: int, live: int, dims: int, top: int, queries: int, history: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Figures for the report, and a row for each way."""
+    made = MadeUp(items, live, dims)
+    asked = [rows.tolist() for rows in made.histories(queries + TURN, history)]
+    with tempfile.TemporaryDirectory() as folder, one_core():
+        ids = pa.array(np.arange(items))
+        place = f"{folder}/export"
+        summary = write_export(place, made.blocks(), item_ids=ids, dims=dims, row_norm="unit", form="mapped")
+        figures = {"mapped_bytes": float(summary["bytes"])} | _starts(place, asked[0], top)
+        ways, reads = _ways(place, top, made)
+        seconds, answers = _take_turns(ways, asked)
+    exact = answers["index, exact"]
+    rows = [_row(name, seconds[name], answers[name], exact, reads) for name in ways]
+    named = {row["way"]: row for row in rows}
+    early = rows[1]
+    figures |= {
+        "p50_milliseconds": named["index, exact"]["p50, ms"],
+        "p99_milliseconds": named["index, exact"]["p99, ms"],
+        "dense_64_p50_milliseconds": rows[-1]["p50, ms"],
+        "dense_64_p99_milliseconds": rows[-1]["p99, ms"],
+        "early_p99_milliseconds": early["p99, ms"],
+        "early_recall": early["recall"],
+    }
+    return figures, rows
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Bind the process to one of its cores, where the system can: libraries start threads of their own."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _starts(folder: str, history: list[int], top: int) -> dict[str, float]:
+    """Seconds from a folder whose pages are in memory to the first answer, with all checks and with those of bounds."""
+    found = {}
+    for name, verify in (("start_verified_seconds", True), ("start_seconds", False)):
+        began = time.perf_counter()
+        Recommender.load(folder, 1, verify=verify).recommend(history, top)
+        found[name] = time.perf_counter() - began
+    return found
+
+
+def _ways(folder: str, top: int, made: MadeUp) -> tuple[Ways, dict[str, float]]:
+    """What is timed; and of the early ones, the share of the live entries that they may read."""
+    export = load_export(folder, verify=False)
+    exact = Recommender(export, 1)
+    sweep = Recommender(export, 1, index=False)
+    for one in (exact, sweep):
+        one.prepare()
+    ways: Ways = {"index, exact": lambda history: exact.recommend(history, top).items}
+    reads = {}
+    for part in reversed(EARLY):
+        name = f"index, 1/{part} of the entries"
+        early = Recommender(export, 1, early=export.matrix.nnz // part)
+        ways[name] = lambda history, early=early: early.recommend(history, top).items
+        reads[name] = 1 / part
+    ways["all postings, by columns"] = lambda history: sweep.recommend(history, top).items
+    narrow = 2 * made.live
+    table = np.random.default_rng(0).standard_normal((made.items, narrow), dtype=np.float32)
+    ways[f"dense, D = {narrow} (same bytes)"] = lambda history: _dense(table, history, top)
+    return ways, reads
+
+
+def _dense(table: np.ndarray, history: list[int], top: int) -> list[int]:
+    scores = table @ table[history].sum(0)
+    scores[history] = -np.inf
+    best = np.argpartition(scores, -top)[-top:]
+    return best[np.argsort(-scores[best])].tolist()
+
+
+def _take_turns(ways: Ways, asked: list[list[int]]) -> tuple[dict[str, list[float]], dict[str, list[list[int]]]]:
+    """Seconds and answers of each; the first turn does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    answers: dict[str, list[list[int]]] = {name: [] for name in ways}
+    for first in range(0, len(asked), TURN):
+        for name, answer in ways.items():
+            for history in asked[first : first + TURN]:
+                began = time.perf_counter()
+                items = answer(history)
+                if first:
+                    seconds[name].append(time.perf_counter() - began)
+                    answers[name].append(items)
+    return seconds, answers
+
+
+def _row(
+    name: str, seconds: list[float], found: list[list[int]], exact: list[list[int]], reads: dict[str, float]
+) -> dict[str, Any]:
+    shares = [len(set(one) & set(other)) / max(len(other), 1) for one, other in zip(found, exact, strict=True)]
+    return {
+        "way": name,
+        "p50, ms": 1000 * float(np.percentile(seconds, 50)),
+        "p99, ms": 1000 * float(np.percentile(seconds, 99)),
+        "slowest, ms": 1000 * max(seconds),
+        # other rows have another answer
+        "recall": "" if name.startswith("dense") else float(np.mean(shares)),
+    }
