@@ -2,7 +2,8 @@
 
 In: a shape. Out: for growing numbers of clients, each of which asks without a pause over a connection that it keeps:
 requests a second, the median and the 99th percentile of what a client waits, and answers that were none. Beside them
-`Recommender.recommend` in this process, so that one sees what HTTP, Ray Serve and the crowd add.
+`Recommender.recommend` in this process, so that one sees what HTTP, Ray Serve and the crowd add; and what a request
+costs the server's processes in time of a core, which says more than the others on a machine that has other work.
 
 The server is the command itself, in a process of its own, on an export that this writes. Clients are threads of this
 process, which share the cores with it.
@@ -32,6 +33,7 @@ from hse_dist.benchmark.report import Chart, Report
 from hse_dist.benchmark.retrieve import exported, make_histories
 from hse_dist.errors import ServeError
 from hse_dist.export.recommender import Recommender
+from hse_dist.processes import family
 
 SECONDS_TO_START, SECONDS_TO_END = 180.0, 60.0
 SECONDS_TO_ANSWER = 60.0
@@ -49,6 +51,8 @@ class Waited:
     seconds: list[float] = field(default_factory=list)
     errors: int = 0
     took: float = 0.0
+    core_seconds: float = 0.0
+    requests: int = 0
 
     def row(self, name: str) -> dict[str, str | float | int]:
         """A row of the table."""
@@ -58,6 +62,7 @@ class Waited:
             "requests a second": len(self.seconds) / self.took,
             "p50, ms": float(half),
             "p99, ms": float(most),
+            "core ms a request": self.core_seconds / max(1, self.requests) * 1e3,
             "errors": self.errors,
         }
 
@@ -91,8 +96,8 @@ def benchmark_serve(
     bodies = [json.dumps({"history": one, "k": top}).encode() for one in questions]
     with exported(items, live, dims) as folder:
         rows = [_alone(folder, questions, top, seconds).row("none: recommend() alone")]
-        with _server(folder, replicas, threads) as port:
-            found = [_round(port, bodies, count, seconds) for count in clients]
+        with _server(folder, replicas, threads) as (port, process):
+            found = [_round(port, process, bodies, count, seconds) for count in clients]
     rows += [one.row(str(count)) for count, one in zip(clients, found, strict=True)]
     last = rows[-1]
     return Report(
@@ -101,6 +106,7 @@ def benchmark_serve(
             "p50_milliseconds": last["p50, ms"],
             "p99_milliseconds": last["p99, ms"],
             "requests_per_second": last["requests a second"],
+            "core_milliseconds": last["core ms a request"],
             "errors": sum(one.errors for one in found),
             "clients": clients[-1],
         },
@@ -135,21 +141,23 @@ def _questions(items: int, history: int) -> list[list[int]]:
 
 def _alone(folder: str, questions: list[list[int]], top: int, seconds: float) -> Waited:
     recommender, found = Recommender.load(folder, 1), Waited()
+    recommender.prepare()  # as a server does
     for question in questions[:WARM]:
         recommender.recommend(question, top)
-    began = time.perf_counter()
+    began, core_began = time.perf_counter(), time.process_time()
     while found.took < seconds:
         for question in questions:
             start = time.perf_counter()
             recommender.recommend(question, top)
             found.seconds.append(time.perf_counter() - start)
         found.took = time.perf_counter() - began
+    found.core_seconds, found.requests = time.process_time() - core_began, len(found.seconds)
     return found
 
 
 @contextmanager
-def _server(folder: str, replicas: int, threads: int) -> Iterator[int]:
-    """The port of a server on this export, for the block."""
+def _server(folder: str, replicas: int, threads: int) -> Iterator[tuple[int, int]]:
+    """The port of a server on this export, for the block, and its process."""
     words = ["serve", folder, "--port", "0", "--replicas", str(replicas), "--threads", str(threads)]
     path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryDirectory() as logs:
@@ -162,7 +170,7 @@ def _server(folder: str, replicas: int, threads: int) -> Iterator[int]:
                 env={**os.environ, "PYTHONPATH": path},
             )
         try:
-            yield _port(process, log)
+            yield _port(process, log), process.pid
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -180,22 +188,38 @@ def _port(process: subprocess.Popen[bytes], log: Path) -> int:
     return int(found[1])
 
 
-def _round(port: int, bodies: list[bytes], clients: int, seconds: float) -> Waited:
+def _round(port: int, process: int, bodies: list[bytes], clients: int, seconds: float) -> Waited:
     """So many clients, for so long; what they met together."""
     parts, go = [Waited() for _ in range(clients)], threading.Barrier(clients)
     threads = [
         threading.Thread(target=_ask, args=(port, bodies[number:] + bodies[:number], seconds, part, go))
         for number, part in enumerate(parts)
     ]
+    began = _core_seconds(process)
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    waited = [one for part in parts for one in part.seconds]
     return Waited(
-        [one for part in parts for one in part.seconds],
+        waited,
         sum(part.errors for part in parts),
         max(part.took for part in parts),
+        _core_seconds(process) - began,
+        len(waited) + WARM * clients,
     )
+
+
+def _core_seconds(process: int) -> float:
+    """That it and all below it have used."""
+    found = 0.0
+    for pid in family(process):
+        try:
+            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        found += (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def _ask(port: int, bodies: list[bytes], seconds: float, found: Waited, go: threading.Barrier) -> None:

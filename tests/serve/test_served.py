@@ -58,10 +58,11 @@ class Served:
     def replicas(self) -> list[int]:
         return [one.pid for one in descendants(self.process.pid) if "ServeReplica:hse-dist:recommender" in one.name]
 
-    def end(self, number: signal.Signals, processes: int = 0) -> tuple[int, Any]:
+    def end(self, number: signal.Signals | None, processes: int = 0) -> tuple[int, Any]:
         """Its exit code and result; nothing of it may be left, and there have been more `processes` than that."""
         family = {one.pid for one in descendants(self.process.pid)}
-        self.process.send_signal(number)
+        if number is not None:
+            self.process.send_signal(number)
         out, _ = self.process.communicate(timeout=60)
         assert len(family) >= processes and not any(map(lives, family)), "processes are left"
         with socket.socket() as probe:
@@ -125,7 +126,7 @@ def test_without_ray_one_process_answers_and_ends_after_what_is_under_way(serve,
         time.sleep(0.5)
         slow.sendall(body[5:])
         assert b" 200 " in slow.recv(4096)
-    code, result = served.end(signal.SIGTERM)
+    code, result = served.end(None)
     assert code == 0 and result["requests"] > 5 and result["errors"] == 0
     assert "Traceback" not in served.log.read_text()
 
