@@ -20,6 +20,7 @@ from uuid import uuid4
 from fastapi import FastAPI
 from ray import serve
 
+from hse_dist.errors import ConfigError
 from hse_dist.serve.app import make_app
 from hse_dist.serve.counts import Snapshot, without_gauges
 from hse_dist.serve.guard import RETRY_AFTER_SECONDS
@@ -107,6 +108,8 @@ def application(raw: dict[str, Any]) -> serve.Application:
         ConfigError: the options are wrong.
     """
     options = parse_options(raw)
+    if not options.replicas:
+        raise ConfigError("Ray Serve needs a replica at least.", setting="replicas", value=0)
     most = options.limits.concurrency
     replica = Replica.options(  # type: ignore[attr-defined]
         num_replicas=options.replicas,

@@ -116,6 +116,18 @@ def test_requests_errors_times_and_the_version_are_counted(export, serving):
     assert client.send("GET", "/metrics").headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
+def test_a_bug_of_ours_is_a_500_that_tells_nothing_and_is_counted(serving, caplog):
+    client, service = serving()
+    answer = service.answer
+    service.answer = lambda question: 1 // 0
+    reply = client.ask(history=[1000])
+    assert reply.status == 500 and b"division" not in reply.body
+    service.answer = answer
+    assert client.ask(history=[1000]).status == 200
+    assert client.counted('hse_serve_errors_total{path="/recommend",status="500"}') == 1
+    assert client.counted("hse_serve_in_flight") == 0
+
+
 def test_a_page_is_the_sum_of_all_replicas_and_counters_of_those_that_ended_stay():
     here, there, gone = Counts(), Counts(), Counts()
     for counts, requests in ((here, 2), (there, 3), (gone, 5)):
