@@ -9,7 +9,7 @@ import pytest
 
 from hse_dist import Recommender
 from hse_dist.serve.counts import Counts, page, without_gauges
-from tests.serve.serving import ITEMS, write
+from tests.serve.serving import ITEMS, Client, write
 
 STRANGE = [5, "1000", -(2**70), "", "ü✓"]
 
@@ -123,6 +123,7 @@ def test_a_bug_of_ours_is_a_500_that_tells_nothing_and_is_counted(serving, caplo
     reply = client.ask(history=[1000])
     assert reply.status == 500 and b"division" not in reply.body
     service.answer = answer
+    client = Client(client.port)  # the server has closed the other one
     assert client.ask(history=[1000]).status == 200
     assert client.counted('hse_serve_errors_total{path="/recommend",status="500"}') == 1
     assert client.counted("hse_serve_in_flight") == 0
