@@ -113,11 +113,11 @@ def compare(words: Namespace) -> Result:
 
 
 def export(words: Namespace) -> Result:
-    """Run folder → export."""
+    """Run folder → export, or what changed since one."""
     config = _config(words)
     from hse_dist.export.writer import export as run
 
-    return run(config)
+    return run(config, words.since, words.to)
 
 
 def repack(words: Namespace) -> Result:

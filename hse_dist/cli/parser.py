@@ -51,6 +51,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("plan --live is more than --dims")
     if words.job == "plan" and words.window > words.interval:
         parser.error("plan --window is more than --interval")
+    if words.job == "export" and words.to and not words.since:
+        parser.error("export --to needs --since (a whole export goes to export.folder)")
     if words.job == "recommend" and words.histories and not words.output:
         parser.error("recommend --histories needs --output")
     if words.job == "submit":
@@ -75,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", choices=("test", "valid"), default="test", help="held-out users (default: test)")
     evaluate.add_argument("--baseline", choices=BASELINES, help="another model of the same histories, not the run")
     evaluate.add_argument("--bytes", type=_number, metavar="N", help="what a baseline may take an item, where sized")
-    _add(jobs, "export", "write the item matrix of the best checkpoint as CSR and as Parquet")
+    _add_export(jobs)
     _add_repack(jobs)
     _add_compare(jobs)
     _add_recommend(jobs)
@@ -115,6 +117,13 @@ def _add_simulate(jobs: Jobs) -> None:
     text = "cut a node off at this step, until the run goes on without it; then it comes back"
     losses.add_argument("--part-node", type=_number, metavar="AT_STEP", help=text)
     job.add_argument("--minutes", type=_number, default=30, metavar="M", help="limit of the whole (default: 30)")
+
+
+def _add_export(jobs: Jobs) -> None:
+    job = _add(jobs, "export", "write the item matrix of the best checkpoint, or what changed since an export")
+    text = "write a delta: the rows that are others than in this export, and new ones"
+    job.add_argument("--since", metavar="EXPORT", help=text)
+    job.add_argument("--to", metavar="FOLDER", help="where the delta goes (default: delta in the run folder)")
 
 
 def _add_repack(jobs: Jobs) -> None:

@@ -21,11 +21,7 @@ The folder is whole or not there.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,22 +32,28 @@ import pyarrow as pa
 import scipy.sparse as sp
 
 from hse_dist.errors import ExportError
+from hse_dist.export.checks import (
+    MANIFEST,
+    check_files,
+    check_ids,
+    check_matrix,
+    check_numbers,
+    describe_file,
+    read_manifest,
+    refuse_to_replace,
+)
 from hse_dist.export.compact import CompactWriter, array_files, describe, read_matrix, read_storage
 from hse_dist.export.content import Content
 from hse_dist.export.mapped import MappedWriter, mapped_files, matrices, read_arrays, read_description, read_table
 from hse_dist.export.postings import Postings
-from hse_dist.export.rows import MOST_NUMBER, Rows
 from hse_dist.export.rows import RowBlock as RowBlock
+from hse_dist.export.rows import Rows
 from hse_dist.export.sizes import LAYOUTS, Layout, Storage
 from hse_dist.export.tables import ITEMS, NPZ, ItemsWriter, OpenWriter, column_type, read_items, read_lists
-from hse_dist.files import new_folder, refuse_devices, write_json
+from hse_dist.files import new_folder, write_json
 
 KIND = "hse_dist export"
 VERSION = 2
-MANIFEST = "manifest.json"
-MOST_DIMS = 2**24
-"""Columns; vectors of D numbers are made for users."""
-MOST_ITEMS = 2**31 - 1
 
 ValueType = Literal["float32", "float16"]
 Format = Literal["parquet", "smallest", "mapped"] | Layout
@@ -119,7 +121,7 @@ def write_export(
         NumericError: a value or gain is not finite; names the row.
     """
     folder = Path(folder)
-    _refuse_to_replace(folder)
+    refuse_to_replace(folder, KIND)
     try:
         with new_folder(folder) as temporary:
             content = Content(dims, item_ids.type, user_entries)
@@ -140,7 +142,7 @@ def write_export(
                 "format": form if storage is None or isinstance(storage, dict) else storage.layout,
                 "storage": describe(storage) if isinstance(storage, Storage) else storage,
                 "model": dict(extra or {}),
-                "files": {name: _describe(temporary / name) for name in _files(storage)},
+                "files": {name: describe_file(temporary / name) for name in _files(storage)},
             }
             write_json(temporary / MANIFEST, manifest)
             size = sum((temporary / name).stat().st_size for name in (*_files(storage), MANIFEST))
@@ -155,24 +157,6 @@ def write_export(
         "format": manifest["format"],
         "bytes": size,
     }
-
-
-def _refuse_to_replace(folder: Path) -> None:
-    """An export replaces an export; anything else with content in it stays."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ExportError(f"{folder} is a file, not a folder to export to.")
-    if any(folder.iterdir()) and _kind(folder / MANIFEST) != KIND:
-        raise ExportError(f"The folder {folder} has content that is no export.", cause="Choose an empty or new folder.")
-
-
-def _kind(manifest: Path) -> object:
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content.get("kind") if isinstance(content, dict) else None
 
 
 def _files(storage: Stored) -> tuple[str, ...]:
@@ -197,12 +181,6 @@ def _write(folder: Path, rows: Rows, form: Format) -> Stored:
     return matrix.storage
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    refuse_devices(path)
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 def load_export(folder: str | Path, *, verify: bool = True) -> Export:
     """Read an export after checking its manifest and the size and sha256 of its files.
 
@@ -216,20 +194,23 @@ def load_export(folder: str | Path, *, verify: bool = True) -> Export:
             hold what no export has: compiled kernels index memory by what they say.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder, KIND, VERSION, {"items", "dims", "live_entries", "format", "user_entries"})
+    if manifest["format"] not in ("parquet", "mapped", *LAYOUTS):
+        raise ExportError(f"The export {folder} has the format {manifest['format']}, which this program does not read.")
     try:
         storage = _read_storage(manifest)
     except ValueError as error:
         raise ExportError(f"The manifest of the export {folder} cannot be used: {error}.") from None
     verify = verify or not isinstance(storage, dict)
-    _check_files(folder, _files(storage), manifest["files"], verify)
+    check_files(folder, _files(storage), manifest["files"], verify)
     try:
         if isinstance(storage, dict):
             return _read_mapped(folder, storage, manifest, verify)
         table = read_items(folder, manifest["items"])
-        item_ids, gains = _item_ids(table["item"].combine_chunks()), _numbers(table["gain"].to_numpy())
+        item_ids, gains = check_ids(table["item"].combine_chunks()), check_numbers(table["gain"].to_numpy())
         csr = read_lists(table, manifest["dims"]) if storage is None else read_matrix(folder, storage)
-        return Export(item_ids, _matrix(*csr, manifest), gains, manifest)
+        offsets, columns, values = csr
+        return Export(item_ids, check_matrix(offsets, columns, values, manifest), gains, manifest)
     except (OSError, ValueError, LookupError, TypeError, OverflowError, pa.ArrowException) as error:
         raise ExportError(f"The export {folder} does not fit its manifest: {error}.", cause="Export again.") from None
 
@@ -246,89 +227,11 @@ def _read_storage(manifest: dict[str, Any]) -> Stored:
     return storage
 
 
-def _check_files(folder: Path, names: tuple[str, ...], said: dict[str, Any], verify: bool) -> None:
-    """Hold files to the manifest: sizes, and checksums if they are to be verified. Files are read side by side."""
-
-    def look(name: str) -> dict[str, Any] | OSError:
-        try:
-            return _describe(folder / name) if verify else {"bytes": (folder / name).stat().st_size}
-        except OSError as error:
-            return error
-
-    with ThreadPoolExecutor(min(len(names), os.cpu_count() or 1)) as pool:
-        for name, found in zip(names, pool.map(look, names), strict=True):
-            if isinstance(found, OSError):
-                raise ExportError(f"The export {folder} lacks {name}: {found}.", cause="Export again.") from None
-            expected = said.get(name)
-            if not verify and isinstance(expected, dict):
-                expected = {"bytes": expected.get("bytes")}
-            if found != expected:
-                raise ExportError(f"{folder / name} is truncated or changed.", cause="Copy it again, or export again.")
-
-
 def _read_mapped(folder: Path, storage: dict[str, Any], manifest: dict[str, Any], verify: bool) -> Export:
     item_ids, gains = read_table(folder, manifest["items"])
     arrays = read_arrays(folder, storage)
-    item_ids, gains = _item_ids(item_ids, verify), _numbers(gains)
+    item_ids, gains = check_ids(item_ids, verify), check_numbers(gains)
     matrix, postings, by_column = matrices(arrays, manifest["items"], manifest["dims"])
     if verify:
-        _matrix(matrix.indptr, matrix.indices, matrix.data, manifest)
+        check_matrix(matrix.indptr, matrix.indices, matrix.data, manifest)
     return Export(item_ids, matrix, gains, manifest, postings, by_column, arrays["order"])
-
-
-def _item_ids(ids: pa.Array, distinct: bool = True) -> pa.Array:
-    ids.validate(full=True)
-    if not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)):
-        raise ValueError(f"its ids are {ids.type}")
-    if ids.null_count or (distinct and len(ids.unique()) < len(ids)):
-        raise ValueError("ids are missing, or there twice")
-    return ids
-
-
-def _numbers(numbers: np.ndarray) -> np.ndarray:
-    """Values or gains as float32."""
-    numbers = numbers.astype(np.float32)
-    if not (np.abs(numbers) <= MOST_NUMBER).all():
-        raise ValueError("values or gains are not finite, or above 2^30")
-    return numbers
-
-
-def _matrix(offsets: np.ndarray, columns: np.ndarray, values: np.ndarray, manifest: dict[str, Any]) -> sp.csr_matrix:
-    dims, live = manifest["dims"], manifest["live_entries"]
-    if len(columns) != live or len(values) != live or (live and not 0 <= columns.min() <= columns.max() < dims):
-        raise ValueError("its live entries are others")
-    columns = columns.astype(np.int32 if dims < 2**31 else np.int64)
-    falls = np.diff(columns) <= 0
-    falls[(offsets[1:-1] - 1)[(offsets[1:-1] > 0) & (offsets[1:-1] < live)]] = False  # from one row to another
-    if falls.any():
-        raise ValueError("the columns of a row do not rise")
-    matrix = sp.csr_matrix((_numbers(values), columns, offsets), shape=(manifest["items"], dims))
-    matrix.has_canonical_format = True
-    return matrix
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        refuse_devices(folder / MANIFEST)
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ExportError(f"There is no export at {folder} (no {MANIFEST}).") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(f"The manifest of the export {folder} cannot be read: {error}.") from None
-    if not isinstance(manifest, dict) or manifest.get("kind") != KIND or not isinstance(manifest.get("files"), dict):
-        raise ExportError(f"{folder / MANIFEST} is not the manifest of an export.")
-    if manifest.get("version") != VERSION:
-        raise ExportError(
-            f"The export {folder} has version {manifest.get('version')}, this program reads version {VERSION}.",
-            cause="Export again, or use the program that wrote it.",
-        )
-    if missing := {"items", "dims", "live_entries", "format", "user_entries"} - manifest.keys():
-        raise ExportError(f"The manifest of the export {folder} lacks {', '.join(sorted(missing))}.")
-    ranges = {"items": (1, MOST_ITEMS), "dims": (1, MOST_DIMS), "live_entries": (0, 2**62), "user_entries": (1, 2**62)}
-    for name, (least, most) in ranges.items():
-        size = manifest[name]
-        if not (type(size) is int and least <= size <= most) and (name, size) != ("user_entries", None):
-            raise ExportError(f"The manifest of the export {folder} has {name} = {size!r}.")
-    if manifest["format"] not in ("parquet", "mapped", *LAYOUTS):
-        raise ExportError(f"The export {folder} has the format {manifest['format']}, which this program does not read.")
-    return manifest

@@ -52,6 +52,10 @@ class Ids:
         self._ids, self._order, self._looked = ids, order, 0
         self._text_of: Callable[[int], bytes] | None = None
 
+    @property
+    def ordered(self) -> bool:
+        return self._order is not None
+
     def prepare(self) -> None:
         """Make the order now."""
         if self._order is None:

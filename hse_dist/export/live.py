@@ -1,8 +1,9 @@
 """A recommender that is replaced while it answers.
 
-In: folders of exports. Out: `current`, which is always a whole `Recommender`. A new one is loaded beside the old one,
-in the thread that asks for it, and takes its place by one assignment; calls that have begun end on the one that they
-began on, which goes when the last of them has ended. So memory must hold two exports for a moment.
+In: folders of exports and of deltas. Out: `current`, which is always a whole `Recommender`. A new one is loaded
+beside the old one, in the thread that asks for it, and takes its place by one assignment; calls that have begun end
+on the one that they began on, which goes when the last of them has ended. So memory must hold two exports for a
+moment.
 
 Any number of threads may ask `current`; reloads wait for one another.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from hse_dist.export.checks import kind_of
+from hse_dist.export.delta import KIND as DELTA
 from hse_dist.export.recommender import Recommender
 
 
@@ -47,7 +50,10 @@ class LiveRecommender:
         return f"{loads}-{recommender.version[:12]}"
 
     def reload(self, folder: str | Path | None = None) -> str:
-        """Load an export and serve it from now on; None: the same folder again.
+        """Load an export and serve it from now on, or what a delta makes of the one that is served.
+
+        Args:
+            folder: of an export or a delta; None: the same again.
 
         Returns:
             The new version.
@@ -56,7 +62,9 @@ class LiveRecommender:
             ExportError: the export is unfit; the old one goes on.
         """
         with self._reloading:
-            _, before, loads = self._served
+            recommender, before, loads = self._served
             folder = before if folder is None else Path(folder)
-            self._served = (Recommender.load(folder, self._threads), folder, loads + 1)
+            delta = kind_of(folder) == DELTA
+            served = recommender.update(folder) if delta else Recommender.load(folder, self._threads)
+            self._served = (served, folder, loads + 1)
             return self.version

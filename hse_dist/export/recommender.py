@@ -24,6 +24,7 @@ import scipy.sparse as sp
 
 from hse_dist.errors import ConfigError
 from hse_dist.export.choice import ALL, Choice, choose
+from hse_dist.export.delta import apply_delta, load_delta
 from hse_dist.export.explain import reasons
 from hse_dist.export.format import Export, load_export
 from hse_dist.export.ids import Ids, as_array
@@ -65,6 +66,7 @@ class Recommender:
         if early is not None and early < 0:
             raise ConfigError(f"early = {early} is out of range: it is a number of postings.")
         self._export, self.item_ids = export, export.item_ids
+        self._options: dict[str, Any] = {"threads": threads, "kernels": kernels, "early": early, "index": index}
         self._ids = Ids(export.item_ids, export.order)
         self._matrix, self._gains = export.matrix, export.gains
         self._user_entries: int | None = export.manifest.get("user_entries")
@@ -81,6 +83,23 @@ class Recommender:
     ) -> Self:
         """Raises ExportError: see `load_export`, also for `verify`. ConfigError: `early` is negative."""
         return cls(load_export(folder, verify=verify), threads, early=early)
+
+    def update(self, delta: str | Path) -> Self:
+        """The recommender of the export that a delta makes of this one, which goes on as it is.
+
+        What this one has prepared, the new one has too.
+
+        Raises:
+            ExportError: the delta belongs to another export, or is unfit.
+        """
+        updated = type(self)(apply_delta(self._export, load_delta(delta)), **self._options)
+        if self._prepared:
+            updated.prepare()
+        return updated
+
+    @property
+    def _prepared(self) -> bool:
+        return self._ids.ordered and (self._search.indexed or not self._search.wants)
 
     def prepare(self) -> None:
         """Build now what is otherwise built when it has paid: the index, and the order of the ids."""

@@ -64,9 +64,19 @@ class Search:
     def _from(self, postings: Postings) -> Impacts:
         return Impacts(self.matrix, self.gains, postings, kernels=self.compiled)
 
+    @property
+    def wants(self) -> bool:
+        """Whether queries would come to use an index."""
+        return self._early is not None or (self.compiled and self._pays)
+
+    @property
+    def indexed(self) -> bool:
+        """Whether the index is there."""
+        return self._index is not None
+
     def prepare(self) -> None:
         """Build now what queries would build when it pays."""
-        if self._early is not None or (self.compiled and self._pays):
+        if self.wants:
             self._built()
             if self._sweep:
                 self._sweep.prepare()

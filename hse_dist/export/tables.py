@@ -55,8 +55,7 @@ class OpenWriter:
     """Both files, with the matrix in each of them. Context manager."""
 
     def __init__(self, folder: Path, dims: int, value_type: str, ids: pa.DataType) -> None:
-        self._columns, self._values, self._value_type = column_type(dims), _ARROW_VALUES[value_type], value_type
-        self._lists = (pa.field("columns", pa.list_(self._columns)), pa.field("values", pa.list_(self._values)))
+        self._lists, self._value_type = list_fields(dims, value_type), value_type
         self._stack = ExitStack()
         self._folder, self._dims, self._ids = folder, dims, ids
 
@@ -75,12 +74,26 @@ class OpenWriter:
     ) -> None:
         """The next items."""
         self._npz.add(lengths, columns, values)
-        ends = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-        flats = (
-            pa.array(columns.astype(self._columns.to_pandas_dtype()), self._columns),
-            pa.array(values.astype(self._value_type), self._values),
-        )
-        self._items.add(ids, gains, tuple(pa.ListArray.from_arrays(ends, flat) for flat in flats))
+        self._items.add(ids, gains, lists_of(lengths, columns, values, self._dims, self._value_type))
+
+
+def list_fields(dims: int, value_type: str) -> tuple[pa.Field, pa.Field]:
+    """Of the columns `columns` and `values`."""
+    kinds = {"columns": column_type(dims), "values": _ARROW_VALUES[value_type]}
+    columns, values = (pa.field(name, pa.list_(kind)) for name, kind in kinds.items())
+    return columns, values
+
+
+def lists_of(
+    lengths: np.ndarray, columns: np.ndarray, values: np.ndarray, dims: int, value_type: str
+) -> tuple[pa.Array, ...]:
+    """Rows as lists of columns and of values."""
+    ends, kind = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), column_type(dims)
+    flats = (
+        pa.array(columns.astype(kind.to_pandas_dtype()), kind),
+        pa.array(values.astype(value_type), _ARROW_VALUES[value_type]),
+    )
+    return tuple(pa.ListArray.from_arrays(ends, flat) for flat in flats)
 
 
 def read_items(folder: Path, items: int) -> pa.Table:

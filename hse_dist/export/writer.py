@@ -1,6 +1,7 @@
 """The export job: the best checkpoint of a run as files that need nothing of this project to be read.
 
-In: a configuration. Out: the folder of `format.py`. All ranks take part in the lookups; rank 0 writes, one block of
+In: a configuration, and perhaps an export that is there. Out: the folder of `format.py`, or, of what changed since that
+export, of `delta.py`. All ranks take part in the lookups; rank 0 writes, one block of
 rows in memory at a time.
 """
 
@@ -17,7 +18,8 @@ from hse_dist.cluster import connect, run_workers
 from hse_dist.config import Config
 from hse_dist.data.prepared import Prepared
 from hse_dist.evaluate.driver import check_run, open_best
-from hse_dist.export.format import RowBlock, write_export
+from hse_dist.export.delta import write_delta
+from hse_dist.export.format import RowBlock, load_export, write_export
 from hse_dist.progress import Meter, telling
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
@@ -27,15 +29,22 @@ from hse_dist.tables.sharded import DenseTable, PackedTable
 BLOCK_ROWS = 65_536
 
 
-def export(config: Config) -> dict[str, Any]:
-    """Write the export; `folder`, `items`, `bytes` and more.
+def export(config: Config, since: str | None = None, to: str | None = None) -> dict[str, Any]:
+    """Write the export, or a delta; `folder`, `items`, `bytes` and more.
+
+    Args:
+        since: the export that a delta is written of. to: where the delta goes; None: `delta` in the run folder.
 
     Raises:
         HseError: there is no such run, its data are others or gone, the folder cannot be written, or workers failed.
     """
     check_run(config)
+    places = None
+    if since is not None:
+        load_export(since)  # a wrong one is told before workers start
+        places = (Path(since).absolute(), Path(to or Path(config.run.folder) / "delta").absolute())
     with connect(config.cluster), telling("export", RunFolder(config).progress / "export", "items") as meter:
-        return run_workers(export_worker, {"config": config, "meter": meter}, config, "export")
+        return run_workers(export_worker, {"config": config, "meter": meter, "places": places}, config, "export")
 
 
 def export_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -49,17 +58,18 @@ def export_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
         for _ in blocks:
             pass
         return {}
-    return write_export(
-        Path(RunFolder(config).export).absolute(),
-        blocks,
-        item_ids=prepared.item_ids(),
-        dims=table.dims,
-        row_norm=config.model.row_norm,
-        value_type=config.export.values,
-        form=config.export.format,
-        user_entries=config.model.user_entries,
-        extra={"run": config.run.folder, "step": step, "start": config.sparsity.start},
-    )
+    what: dict[str, Any] = {
+        "item_ids": prepared.item_ids(),
+        "dims": table.dims,
+        "row_norm": config.model.row_norm,
+        "value_type": config.export.values,
+        "user_entries": config.model.user_entries,
+        "extra": {"run": config.run.folder, "step": step, "start": config.sparsity.start},
+    }
+    if arguments["places"] is not None:
+        since, to = arguments["places"]
+        return write_delta(to, load_export(since), blocks, **what)
+    return write_export(Path(RunFolder(config).export).absolute(), blocks, form=config.export.format, **what)
 
 
 @torch.no_grad()

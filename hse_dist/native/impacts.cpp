@@ -112,7 +112,8 @@ int64_t choose_blocks(const Index& index, Query& query, int64_t range, float lea
         const uint16_t* tops = index.tops + index.block_ends[list];
         const float weight = query.weights[i], size = std::fabs(weight);
         int64_t block = query.read[i];
-        for (; block < blocks && size * float(tops[block]) >= least; ++block) {
+        // written so that a NaN is read, and comes to an end
+        for (; block < blocks && !(size * float(tops[block]) < least); ++block) {
             const int64_t first = index.ends[list] + block * BLOCK;
             const int64_t count = std::min(BLOCK, index.ends[list + 1] - first);
             query.blocks.push_back({index.postings + first, weight, int32_t(count)});
