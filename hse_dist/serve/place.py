@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hse_dist.errors import ExportError
-from hse_dist.export.format import MANIFEST
+from hse_dist.export.checks import MANIFEST
 from hse_dist.files import read_json
 
 LATEST = "latest.json"
