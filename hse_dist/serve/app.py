@@ -51,12 +51,16 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(_look(watch, service, look_seconds, gather))
+        # two tasks: to load an export may take minutes, and the others would take this replica for one that has ended
+        tasks = [
+            asyncio.create_task(_look(watch, look_seconds)),
+            asyncio.create_task(_tell(service, look_seconds, gather)),
+        ]
         with ThreadPoolExecutor(threads, "answer") as app.state.pool:
             yield
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     app = FastAPI(
         title="hse_dist",
@@ -78,10 +82,15 @@ def make_app(
     return app
 
 
-async def _look(watch: Watch, service: Service, seconds: float, gather: Gather) -> None:
+async def _look(watch: Watch, seconds: float) -> None:
     while True:
         await asyncio.sleep(seconds)
         await asyncio.to_thread(watch)
+
+
+async def _tell(service: Service, seconds: float, gather: Gather) -> None:
+    while True:
+        await asyncio.sleep(seconds)
         with suppress(Exception):  # whoever gathers may be starting again; the next time counts
             await gather(service.counts.snapshot())
 

@@ -23,6 +23,9 @@ RETRY_AFTER_SECONDS = 1
 CLIENT_GONE = 499
 """Counted where nobody waits for an answer any more: the client has gone, or its time was over."""
 
+DIGITS = 18
+"""Of a length that are looked at: Python refuses to read thousands."""
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -118,7 +121,7 @@ class Guard:
 def _said_length(scope: Message) -> int:
     for name, value in scope["headers"]:
         if name.lower() == b"content-length" and value.isdigit():
-            return int(value)
+            return int(value[:DIGITS])
     return 0
 
 

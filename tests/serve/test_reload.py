@@ -13,10 +13,11 @@ import pytest
 
 from hse_dist import Recommender
 from hse_dist.errors import HseError
+from hse_dist.serve.app import make_app
 from hse_dist.serve.options import Limits
 from hse_dist.serve.place import find
 from hse_dist.serve.service import Service, Watch
-from tests.serve.serving import Client, write
+from tests.serve.serving import Client, running, write
 
 HISTORY = [1000, 1001, 1002, 1003]
 
@@ -42,6 +43,24 @@ def test_an_export_that_is_replaced_is_taken_without_being_told(export, serving)
     assert client.ask(history=HISTORY).json == asdict(after.recommend(HISTORY)) != before
     assert client.counted('hse_serve_reloads_total{result="taken"}') == 1
     assert client.counted(f'hse_serve_replicas{{version="{after.version[:12]}"}}') == 1
+
+
+def test_while_an_export_is_loaded_counts_are_told_and_answers_given(export):
+    service, go_on, told = Service(export, Limits()), threading.Event(), threading.Semaphore(0)
+
+    async def gather(own):
+        told.release()
+        return [own]
+
+    loading = threading.Event()
+    service.look = lambda again=False: loading.set() or go_on.wait(20)
+    with running(make_app(service, Limits(), look_seconds=0.02, gather=gather)) as port:
+        assert loading.wait(20)
+        for _ in range(5):
+            assert told.acquire(timeout=20)
+        assert Client(port).ask(history=HISTORY).status == 200
+        Client.close_all()
+        go_on.set()
 
 
 def test_a_folder_of_exports_is_followed_by_its_latest(tmp_path, serving):
