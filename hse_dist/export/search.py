@@ -56,7 +56,8 @@ class Search:
     ) -> None:
         self.matrix, self.gains = matrix, gains
         self.compiled = kernels and available(matrix)
-        self._sweep = Sweep(matrix, gains, threads, by_column) if self.compiled else None
+        lengths = None if postings is None else postings.column_lengths
+        self._sweep = Sweep(matrix, gains, threads, by_column, lengths) if self.compiled else None
         self._early, self._saved, self._building = early, 0.0, threading.Lock()
         self._pays = index and pays(matrix)
         self._index = None if postings is None or not index else self._from(postings)
