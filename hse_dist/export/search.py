@@ -5,8 +5,8 @@ equal bit by bit whichever way is taken, unless an early answer was asked for.
 
 * *Few items* may be answers: they are scored alone.
 * *The sweep* (`sweep.py`) reads all entries for 32 users at once, or all in a user's columns.
-* *The index* (`impacts.py`) reads those postings in a user's columns that have the largest contributions. Measured with a
-  million items of 32 entries, D = 4 096: 15 % of them for real histories and the rows of a trained table, 40 % for
+* *The index* (`impacts.py`) reads those postings in a user's columns that have the largest contributions. Measured with
+  a million items of 32 entries, D = 4 096: 15 % of them for the rows of a trained table and real histories, 40 % for
   made-up ones (`benchmark/made_up.py`), 70 % for random rows. It serves one user at a time on one core, and pays where
   lists are long: what reads few postings of each of many lists waits for the memory.
 * *SciPy's products*, where there are no kernels.
