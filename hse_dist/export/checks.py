@@ -96,8 +96,9 @@ def check_ids(ids: pa.Array, distinct: bool = True) -> pa.Array:
 
 def check_numbers(numbers: np.ndarray) -> np.ndarray:
     """Values or gains as float32."""
-    numbers = numbers.astype(np.float32)
-    if not (np.abs(numbers) <= MOST_NUMBER).all():
+    numbers = numbers.astype(np.float32, copy=False)
+    # a NaN is the least and the largest, and in no range
+    if len(numbers) and not (numbers.min() >= -MOST_NUMBER and numbers.max() <= MOST_NUMBER):
         raise ValueError("values or gains are not finite, or above 2^30")
     return numbers
 
@@ -113,8 +114,8 @@ def check_matrix(
     dims, live = manifest["dims"], manifest["live_entries"]
     if len(columns) != live or len(values) != live or (live and not 0 <= columns.min() <= columns.max() < dims):
         raise ValueError("its live entries are others")
-    columns = columns.astype(np.int32 if dims < 2**31 else np.int64)
-    falls = np.diff(columns) <= 0
+    columns = columns.astype(np.int32 if dims < 2**31 else np.int64, copy=False)
+    falls = columns[1:] <= columns[:-1]
     falls[(offsets[1:-1] - 1)[(offsets[1:-1] > 0) & (offsets[1:-1] < live)]] = False  # from one row to another
     if falls.any():
         raise ValueError("the columns of a row do not rise")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 from hse_dist.export.checks import kind_of
 from hse_dist.export.delta import KIND as DELTA
@@ -22,17 +23,25 @@ class LiveRecommender:
     """Serves the newest of the exports that it was given.
 
     Args:
-        folder: of an export. threads: as in `Recommender`.
+        folder: of an export. threads, early, verify: as in `Recommender.load`.
 
     Raises:
         ExportError: the export is unfit.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
-        self._threads = threads
+    def __init__(
+        self, folder: str | Path, threads: int | None = None, *, early: int | None = None, verify: bool = True
+    ) -> None:
+        self._options: dict[str, Any] = {"threads": threads, "early": early, "verify": verify}
         self._reloading = threading.Lock()
         # one tuple, so that the three always belong together
-        self._served = (Recommender.load(folder, threads), Path(folder), 1)
+        self._served = (self._loaded(Path(folder)), Path(folder), 1)
+
+    def _loaded(self, folder: Path) -> Recommender:
+        """Ready to answer: no query waits for an index."""
+        recommender = Recommender.load(folder, **self._options)
+        recommender.prepare()
+        return recommender
 
     @property
     def current(self) -> Recommender:
@@ -65,6 +74,6 @@ class LiveRecommender:
             recommender, before, loads = self._served
             folder = before if folder is None else Path(folder)
             delta = kind_of(folder) == DELTA
-            served = recommender.update(folder) if delta else Recommender.load(folder, self._threads)
+            served = recommender.update(folder) if delta else self._loaded(folder)
             self._served = (served, folder, loads + 1)
             return self.version

@@ -10,7 +10,7 @@ first; and back, without a copy.
   columns, whose lists are read whole: `column_ends`, `column_rows`, `column_values`.
 
 So it has two to three times the bytes of a compact format; processes that serve the same export share them, and pages
-that no query needs are not read. The index is made in memory, at 20 bytes a live entry.
+that no query needs are not read. The index is made in memory: 4 bytes a live entry, or 8 by columns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import scipy.sparse as sp
 from hse_dist.errors import ExportError
 from hse_dist.export.ids import order_of
 from hse_dist.export.npy import HEADER_BYTES, Part, open_array
-from hse_dist.export.postings import Postings, blocks_of, build, pays
+from hse_dist.export.postings import RANGE, Postings, blocks_of, build, pays
 from hse_dist.files import refuse_devices
 
 TABLE = "items.arrow"
@@ -78,7 +78,7 @@ def read_description(described: object, items: int, dims: int, live: int) -> dic
 
 
 def _lists(items: int, dims: int) -> int:
-    return -(-items // 2**16) * dims
+    return -(-items // RANGE) * dims
 
 
 class MappedWriter:

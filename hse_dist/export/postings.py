@@ -44,6 +44,11 @@ class Postings:
     tops: np.ndarray
     scales: np.ndarray
 
+    @property
+    def column_lengths(self) -> np.ndarray:
+        """Entries of each column, int64 [D]."""
+        return np.diff(self.ends).reshape(-1, len(self.scales)).sum(0)
+
 
 def build(matrix: sp.csr_matrix, gains: np.ndarray, *, kernels: bool = True) -> Postings:
     """The index of rows float32 CSR [items, D] and gains float32 [items]."""

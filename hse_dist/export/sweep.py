@@ -35,6 +35,7 @@ class Sweep:
         matrix: float32 CSR [items, D], columns rising within a row. gains: float32 [items].
         threads: None: all cores that this process may use.
         by_column: the matrix by columns, [D, items], rows rising; None: made when a user comes who has few of them.
+        lengths: entries of each column, if somebody knows them.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class Sweep:
         gains: np.ndarray,
         threads: int | None = None,
         by_column: sp.csr_matrix | None = None,
+        lengths: np.ndarray | None = None,
     ) -> None:
-        self._turned = by_column
+        self._turned, self._lengths = by_column, lengths
         self._matrix, self._gains = matrix, np.ascontiguousarray(gains, np.float32)
         self._offsets = matrix.indptr.astype(np.int64)
         self._threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
@@ -63,6 +65,8 @@ class Sweep:
     def _column_lengths(self) -> np.ndarray:
         if self._turned is not None:
             return np.diff(self._turned.indptr)
+        if self._lengths is not None:
+            return self._lengths
         return np.bincount(self._matrix.indices, minlength=self._matrix.shape[1])
 
     def prepare(self) -> None:

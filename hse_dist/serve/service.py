@@ -39,7 +39,6 @@ class Service:
         self._place, self._limits, self._lock = Path(place), limits, threading.Lock()
         self._seen: Found = find(self._place)
         self._live = LiveRecommender(self._seen.folder, threads)
-        self._live.current.prepare()
         self.ending = False
         self.counts = Counts()
         self.counts.version(self.version)
@@ -94,7 +93,6 @@ class Service:
             before, self._seen = self.version, found
             try:
                 self._live.reload(found.folder)
-                self._live.current.prepare()
             except HseError:
                 self.counts.reload(taken=False)
                 raise
