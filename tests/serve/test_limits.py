@@ -66,7 +66,9 @@ def test_what_is_too_much_at_once_is_told_to_come_again(serving):
     service.answer = slow
     replies = []
     clients = [Client(client.port) for _ in range(3)]
-    threads = [threading.Thread(target=lambda one=one: replies.append(one.ask(history=[1000]))) for one in clients]
+    threads = [
+        threading.Thread(target=lambda one=one: replies.append(one.ask(history=[1000])), daemon=True) for one in clients
+    ]
     for thread in threads:
         thread.start()
     assert began.acquire(timeout=20)  # one is computed, two wait for the thread

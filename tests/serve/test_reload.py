@@ -113,6 +113,14 @@ def test_what_is_wrong_is_logged_once(export, caplog):
             watch()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "The export before goes on answering" in caplog.text
+    # nor is it read again and again
+    samples = {
+        sample[0]: sample[2]
+        for one in service.counts.snapshot()
+        for sample in one["samples"]
+        if "refused" in str(sample)
+    }
+    assert samples == {"hse_serve_reloads_total": 1}
     write(export, seed=2)
     with caplog.at_level(logging.INFO, "hse_dist.serve"):
         watch()
@@ -137,13 +145,15 @@ def test_under_load_every_answer_is_whole_and_from_one_export(export, tmp_path, 
                 wrong.append(reply)
             seen.add(text)
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for seed in (1, 2, 3):
-        write(export, seed)
-        until(client, Recommender.load(export).version[:12])
-    stop.set()
+    try:
+        for seed in (1, 2, 3):
+            write(export, seed)
+            until(client, Recommender.load(export).version[:12])
+    finally:
+        stop.set()
     for thread in threads:
         thread.join(20)
     assert wrong == [] and len(seen) >= 3
