@@ -32,6 +32,7 @@ FREE = (
     "train.on_nan",
     "data.on_bad_file",
     "data.folder",
+    "data.extendable",
     "data.schemes",
     "data.memory_mb",
     "data.tasks",

@@ -23,7 +23,7 @@ def prepare(words: Namespace) -> Result:
     from hse_dist.data.prepare import prepare as run
 
     with connect(config.cluster):
-        return run(config)
+        return run(config, extend=words.extend)
 
 
 def train(words: Namespace) -> Result:

@@ -37,6 +37,8 @@ def _data(data: DataSettings) -> Iterator[str]:
         yield f"data.min_rating = {data.min_rating} needs data.columns.rating"
     if split.target_order == "last" and data.columns.timestamp is None:
         yield 'data.split.target_order = "last" needs data.columns.timestamp'
+    if data.extendable and (data.source == "synthetic" or data.source.startswith("catalog:")):
+        yield f'data.extendable = true is for a log that grows, but data.source = "{data.source}"'
     if (data.source == "synthetic") != (data.synthetic is not None):
         yield 'data.source = "synthetic" and the section data.synthetic go together'
 

@@ -62,6 +62,8 @@ class DataSettings(Settings):
     """Schemes of a URI that may be opened as `source`."""
     folder: str = "runs/data"
     """Where the prepared histories live."""
+    extendable: bool = False
+    """Whether the prepared folder keeps what `prepare --extend` needs: the interactions, and which files were read."""
     columns: ColumnNames = ColumnNames()
     ids: Literal["auto", "integer", "string"] = "auto"
     """Type of the user and item ids; `auto` keeps that of the log (in text files: what the first lines look like)."""

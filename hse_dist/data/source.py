@@ -51,6 +51,8 @@ class LogFile:
     """Bytes as stored."""
     partition: dict[str, str | None] = field(default_factory=dict)
     """Columns that the path gives, as text; None is hive's null."""
+    modified: int | None = None
+    """When it was changed last, in ns since 1970; None where the store does not tell."""
 
     @property
     def name(self) -> str:
@@ -221,7 +223,7 @@ def _log_file(root: str, info: pafs.FileInfo, format: str, explicit: bool) -> Lo
         )
     if not found:
         return None
-    return LogFile(root, info.path, found, int(info.size or 0), _partition(info.path))
+    return LogFile(root, info.path, found, int(info.size or 0), _partition(info.path), info.mtime_ns)
 
 
 def _format_of(path: str) -> str:

@@ -119,16 +119,19 @@ def take_rows(path: Path, places: np.ndarray) -> np.ndarray:
     return rows
 
 
-def assign_rows(train_counts: np.ndarray, used: np.ndarray) -> np.ndarray:
+def assign_rows(train_counts: np.ndarray, used: np.ndarray, first: np.ndarray | None = None) -> np.ndarray:
     """Row of each item, −1 for items that no user kept; int32 [items].
 
     Args:
         train_counts: int64 [items], interactions by training users; items sorted by id.
         used: bool [items], whether any kept user of any split has the item.
+        first: int64 [n], the items that have the rows 0 … n − 1 already; the others come behind them.
     """
     # stable, so that ties keep the order of the ids
     order = np.argsort(-train_counts, kind="stable")
     order = order[used[order]]
+    if first is not None:
+        order = np.concatenate([first, order[~np.isin(order, first)]])
     rows = np.full(len(train_counts), -1, np.int32)
     rows[order] = np.arange(len(order))
     return rows
