@@ -40,12 +40,15 @@ class NewRows:
         return len(self.offsets) - 1
 
 
-def append_rows(table: PackedTable, new: NewRows, dims: int | None = None) -> PackedTable:
+def append_rows(
+    table: PackedTable, new: NewRows, dims: int | None = None, lengths: np.ndarray | None = None
+) -> PackedTable:
     """The table with the new rows at its end; a collective call, after which the old one is to be let go.
 
     Args:
         new: the same on all ranks.
         dims: D of the new table, at least that of the old one; None: the same.
+        lengths: slots that each row of before is to have, int64 [rows]; None: as many as it has.
 
     Raises:
         ConfigError: D would fall, an entry lies beyond it, or live entries are blocks.
@@ -56,7 +59,8 @@ def append_rows(table: PackedTable, new: NewRows, dims: int | None = None) -> Pa
     if dims < table.dims or (len(new.columns) and int(new.columns.max()) >= dims):
         raise ConfigError(f"A table of {table.dims} columns cannot get rows for {dims} columns.")
     width, warm = table.layout.width, table.warm_accumulator
-    lengths = np.concatenate([table.layout.capacities(0, table.rows), np.diff(new.offsets)])
+    before = table.layout.capacities(0, table.rows) if lengths is None else lengths
+    lengths = np.concatenate([before, np.diff(new.offsets)])
     layout, rows = RowLayout.from_lengths(lengths, width), table.rows
     contents = take_out(table)
     _append_entries(contents, new, layout.capacities(rows, layout.rows), rows, dims, warm)
@@ -72,7 +76,7 @@ def _append_entries(
     owned = contents.owned
     owned.columns = np.where(owned.columns == owned.dims, dims, owned.columns).astype(np.int32)
     owned.dims = dims
-    if not (owned.first < owned.last == rows):
+    if not (owned.first < owned.last == rows and new.rows):
         return
     ends = np.cumsum(capacities)
     values, columns = np.zeros(ends[-1], np.float32), np.full(ends[-1], dims, np.int32)

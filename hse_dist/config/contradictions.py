@@ -22,7 +22,7 @@ FALLING = ("one_shot", "gradual", "lottery")
 def contradictions(config: Config) -> list[str]:
     """All contradictions of the configuration; empty if there are none."""
     item, sparsity = config.tables.item, config.sparsity
-    problems = [*_data(config.data), *_memory(config)]
+    problems = [*_data(config.data), *_memory(config), *_continued(config)]
     if item.kind == "dense":
         return problems + list(_dense(config))
     problems += [*_start(config), *_budget(item, sparsity), *_rewire(sparsity)]
@@ -48,6 +48,26 @@ def _memory(config: Config) -> Iterator[str]:
     if kernel != "fused" and config.cluster.device != "cuda":
         device = config.cluster.device
         yield f'tables.item.kernel = "{kernel}" is for the memory of GPUs, but cluster.device = "{device}"'
+
+
+def _continued(config: Config) -> Iterator[str]:
+    item, sparsity, continues = config.tables.item, config.sparsity, config.run.continues
+    if item.spare_columns and item.dims != "items":
+        yield f'tables.item.spare_columns = {item.spare_columns} needs tables.item.dims = "items"'
+    if item.spare_columns and sparsity.structure.kind != "single":
+        structure = sparsity.structure.kind
+        yield f'tables.item.spare_columns is for single entries, but sparsity.structure.kind = "{structure}"'
+    if continues is None:
+        return
+    name, kind = f'run.continues = "{continues}"', sparsity.schedule.kind
+    if item.kind == "dense":
+        yield f'{name} is for packed rows, but tables.item.kind = "dense"'
+    if kind in FALLING:
+        yield f'{name} goes on with fewer live entries already: sparsity.schedule.kind = "{kind}" would cut them again'
+    if sparsity.structure.kind != "single":
+        yield f'{name} adds rows of single entries, but sparsity.structure.kind = "{sparsity.structure.kind}"'
+    if continues == config.run.folder:
+        yield f"{name} is run.folder itself"
 
 
 def _dense(config: Config) -> Iterator[str]:

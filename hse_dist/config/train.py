@@ -17,6 +17,8 @@ class RunSettings(Settings):
     """Seed of the random start, negatives, dropout, random growth and the order of users."""
     resume: Literal["auto", "never", "must"] = "auto"
     """What to do about a checkpoint in `folder`: use it if there is one, refuse it, or insist on it."""
+    continues: str | None = None
+    """Folder of another run, whose newest checkpoint takes the place of a start: its data may have had fewer items."""
 
 
 class ModelSettings(Settings):

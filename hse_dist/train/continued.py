@@ -1,0 +1,174 @@
+"""A run that goes on from another one, whose catalogue had fewer items.
+
+In: `run.continues`, the folder of a run, and prepared data that are those of that run or extend them. Out: its newest
+checkpoint's table with rows for the new items at its end: values, columns, gains, the optimizer's state and D stay. New
+rows are folded in (`sparsity/fold_in.py`) and have one chunk. Rows that have filled all their chunks get one more,
+those that need fewer give them up, so that what grows can go on growing.
+
+What begins anew: the step, the rates, the journal, births and growth candidates; what ranks owed of their gradients is
+forgotten. The start folder of such a run has no entries, only sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from hse_dist.checkpoint.enlarge import NewRows, append_rows
+from hse_dist.checkpoint.reading import fitting
+from hse_dist.checkpoint.store import CheckpointStore
+from hse_dist.config import Config
+from hse_dist.data.checked import CheckedFiles
+from hse_dist.data.prepared import HistoryBlock, Prepared
+from hse_dist.errors import RunFolderError
+from hse_dist.files import write_json
+from hse_dist.ranks import Ranks
+from hse_dist.run_folder import RunFolder, flat, read_record, stored_config
+from hse_dist.sparsity.budget import rows_compete
+from hse_dist.sparsity.fold_in import FoldIn
+from hse_dist.sparsity.schedule import live_counts
+from hse_dist.sparsity.server import SparsityServer
+from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.start.folder import VERSION
+from hse_dist.sparsity.tables import make_table
+from hse_dist.tables.block import SparseRows
+from hse_dist.tables.repack import live_of_rows, roomier
+from hse_dist.tables.sharded import PackedTable
+
+KIND = "continued"
+"""What the journal and the start folder call it."""
+EQUAL = (
+    "tables.item.kind",
+    "tables.item.dims",
+    "tables.item.spare_columns",
+    "tables.item.chunk_width",
+    "model.row_norm",
+    "sparsity.structure.",
+    "train.optimizer",
+)
+"""Settings that make the table what it is."""
+USERS_AT_A_TIME = 2048
+
+
+def check_predecessor(config: Config, prepared: Prepared) -> int:
+    """Check that the run of `config.run.continues` can be continued here; the items of its catalogue.
+
+    Raises:
+        RunFolderError: there is no such run, its table is another kind of table, or its data are not what these extend.
+    """
+    other = stored_config(str(config.run.continues))
+    there, here = flat(other.model_dump(mode="json")), flat(config.model_dump(mode="json"))
+    keys = [key for key in sorted(here.keys() | there.keys()) if key.startswith(EQUAL)]
+    differ = [
+        f"{key} = {here.get(key)!r} here, {there.get(key)!r} there" for key in keys if here.get(key) != there.get(key)
+    ]
+    if differ:
+        raise _refusal(config, f"The run has another table: {'; '.join(differ)}.")
+    known = {one["fingerprint"]: one["items"] for one in prepared.manifest.get("lineage", [])}
+    known[prepared.fingerprint] = prepared.items
+    fingerprint = read_record(RunFolder(other).data, "record of the run's data").get("fingerprint")
+    if fingerprint not in known:
+        raise _refusal(config, f"The run was trained on data that those in {prepared.folder} do not extend.")
+    return int(known[fingerprint])
+
+
+def _refusal(config: Config, what: str) -> RunFolderError:
+    return RunFolderError(what, cause="It cannot be continued.", setting="run.continues", value=config.run.continues)
+
+
+def continued_table(config: Config, prepared: Prepared, ranks: Ranks) -> PackedTable:
+    """The table of the run that is continued, with rows for all items of `prepared`; a collective call.
+
+    Raises:
+        RunFolderError: see `check_predecessor`; or it has no good checkpoint.
+    """
+    items, other = check_predecessor(config, prepared), stored_config(str(config.run.continues))
+    store = CheckpointStore.of(other)
+    newest = store.open_latest(ranks)
+    if newest is None:
+        raise _refusal(config, "The run has no checkpoint.")
+    with fitting(newest):
+        start, layout = StartFolder(RunFolder(other).start), store.load_shared(newest)
+        made = make_table(config, items, start, ranks, layout)
+    assert isinstance(made, PackedTable)
+    table: PackedTable = made
+    store.load(newest, table.state_dict())
+    table.check_loaded()
+    new = _fold_in(config, prepared, table)
+    lengths = table.layout.capacities(0, table.rows)
+    if rows_compete(config.sparsity.budget):
+        live = live_of_rows(table)
+        lengths = roomier(live, lengths, config.tables.item.slack, min(config.sparsity.budget.ceiling, table.dims))
+    return append_rows(table, new, lengths=lengths)
+
+
+def record_continued(config: Config, table: PackedTable) -> dict[str, Any]:
+    """Write the run's start folder; the SparsityServer's state at its start. A collective call."""
+    live, folder, server = table.live_entries(), RunFolder(config).start, SparsityServer(config.sparsity, 0, 1)
+    if table.ranks.rank == 0:
+        sizes = {"rows": table.rows, "dims": table.dims, "live_entries": live}
+        content = {"version": VERSION, "kind": KIND, "continues": config.run.continues, "settings": None, **sizes}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "manifest.json", content)
+    server.record_start(KIND, live_counts(config, live, table.rows))
+    return server.state_dict()
+
+
+def _fold_in(config: Config, prepared: Prepared, table: PackedTable) -> NewRows:
+    """Rows for the items that the table does not have, the same on all ranks; a collective call."""
+    item, ranks = config.tables.item, table.ranks
+    entries = min(item.live, item.chunk_width) if rows_compete(config.sparsity.budget) else item.live
+    folding = FoldIn(prepared.counts(), table.rows, table.dims, min(entries, table.dims))
+    if prepared.items == table.rows:
+        return NewRows.empty(0)
+    files = CheckedFiles(prepared, config.data.on_bad_file)
+    mine = prepared.row_groups("train")[ranks.rank :: ranks.size]
+    blocks = _with_new_items(files, mine, table.rows)
+    while True:
+        block = next(blocks, None)
+        if not ranks.largest(int(block is not None)):
+            break
+        rows = np.empty(0, np.int64) if block is None else block.rows
+        known = np.unique(rows[rows < table.rows])
+        with torch.no_grad():
+            found = table.lookup(torch.from_numpy(known).to(ranks.device))
+        assert isinstance(found, SparseRows)
+        if block is not None:
+            ones = np.ones(len(rows), np.float32)
+            histories = sp.csr_matrix((ones, rows, block.offsets), shape=(len(block), prepared.items))
+            folding.add(histories, known, *_matrix(found, unit=config.model.row_norm == "unit"))
+    folding.merge(ranks.gather((folding.sums, folding.facts)))
+    made = folding.result(unit=config.model.row_norm == "unit", own_columns=item.dims == "items")
+    return NewRows(made.offsets, made.columns, made.values, made.gains)
+
+
+def _with_new_items(files: CheckedFiles, groups: list[tuple[str, int, int]], first: int) -> Iterator[HistoryBlock]:
+    """The users of these row groups who have an item from row `first` on, in blocks."""
+    held: list[HistoryBlock] = []
+    for group in groups:
+        block = files.read(*group)
+        owner = np.repeat(np.arange(len(block)), np.diff(block.offsets))
+        users = np.unique(owner[block.rows >= first])
+        if len(users):
+            held.append(block.take(users))
+        if sum(map(len, held)) >= USERS_AT_A_TIME:
+            yield HistoryBlock.concatenate(held)
+            held = []
+    if held:
+        yield HistoryBlock.concatenate(held)
+
+
+def _matrix(rows: SparseRows, *, unit: bool) -> tuple[sp.csr_matrix, np.ndarray]:
+    """The rows as a matrix, at length 1 where they are unit rows, and their gains."""
+    count = len(rows.offsets) - 1
+    parts = [part.cpu().numpy() for part in (rows.values, rows.columns, rows.offsets)]
+    matrix = sp.csr_matrix(tuple(parts), shape=(count, rows.dims), dtype=np.float64)
+    gains = np.ones(count) if rows.gains is None else rows.gains.cpu().numpy().astype(np.float64)
+    if unit:
+        norms = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
+        matrix = sp.csr_matrix(sp.diags(1.0 / np.where(norms > 0, norms, 1.0)) @ matrix)
+    return matrix, gains
