@@ -22,6 +22,7 @@ FREE = (
     "evaluate.users",
     "evaluate.items",
     "export.",
+    "follow.",
     "metrics.",
     "checkpoint.keep",
     "checkpoint.asynchronous",

@@ -29,6 +29,10 @@ def prepare(words: Namespace) -> Result:
 def train(words: Namespace) -> Result:
     """Prepared folder → run folder."""
     config = _config(words)
+    if words.follow:
+        from hse_dist.train.follow import follow
+
+        return follow(config)
     from hse_dist.train.driver import train as run
 
     return run(config)

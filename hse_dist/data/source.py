@@ -105,8 +105,10 @@ def expand(source: str) -> str:
     return expanded
 
 
-def find_files(source: str, format: str = "auto", schemes: Sequence[str] = SCHEMES) -> list[LogFile]:
-    """The files of a log, sorted by path.
+def find_files(
+    source: str, format: str = "auto", schemes: Sequence[str] = SCHEMES, *, required: bool = True
+) -> list[LogFile]:
+    """The files of a log, sorted by path; without `required` perhaps none.
 
     In folders and globs, names that begin with a dot or an underscore are passed over, and with `format = "auto"` also
     those whose ending is not known.
@@ -138,7 +140,7 @@ def find_files(source: str, format: str = "auto", schemes: Sequence[str] = SCHEM
         raise DataError(f"The log cannot be listed: {error}.", setting="data.source", value=source) from None
     files = [_log_file(root, info, format, explicit) for info in sorted(infos, key=lambda info: info.path)]
     found = [file for file in files if file is not None]
-    if not found:
+    if not found and required:
         endings = f"Files need one of the endings {', '.join(FORMATS)}, or a data.format."
         what = f"No file matches {path}." if WILD.search(path) else f"There is no log at {path}."
         raise DataError(what, cause=endings if infos else "Check the path.", setting="data.source", value=source)
