@@ -29,7 +29,7 @@ from hse_dist.files import write_json
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder, flat, read_record, stored_config
 from hse_dist.sparsity.budget import rows_compete
-from hse_dist.sparsity.fold_in import FoldIn
+from hse_dist.sparsity.fold_in import FoldIn, Level, user_weights
 from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import StartFolder
@@ -51,7 +51,9 @@ EQUAL = (
     "train.optimizer",
 )
 """Settings that make the table what it is."""
-USERS_AT_A_TIME = 2048
+USERS_AT_A_TIME, ROWS_AT_A_TIME = 2048, 65_536
+AS_RARE = 2
+"""Known items of at most so many times the count of the most frequent new one say what scores of new ones should be."""
 
 
 def check_predecessor(config: Config, prepared: Prepared) -> int:
@@ -120,38 +122,43 @@ def record_continued(config: Config, table: PackedTable) -> dict[str, Any]:
 
 def _fold_in(config: Config, prepared: Prepared, table: PackedTable) -> NewRows:
     """Rows for the items that the table does not have, the same on all ranks; a collective call."""
-    item, ranks = config.tables.item, table.ranks
-    entries = min(item.live, item.chunk_width) if rows_compete(config.sparsity.budget) else item.live
-    folding = FoldIn(prepared.counts(), table.rows, table.dims, min(entries, table.dims))
     if prepared.items == table.rows:
         return NewRows.empty(0)
+    item, ranks, unit = config.tables.item, table.ranks, config.model.row_norm == "unit"
+    entries = min(item.live, item.chunk_width) if rows_compete(config.sparsity.budget) else item.live
+    folding = FoldIn(prepared.counts(), table.rows, table.dims, min(entries, table.dims))
+    popularity = np.zeros(prepared.items)
     files = CheckedFiles(prepared, config.data.on_bad_file)
-    mine = prepared.row_groups("train")[ranks.rank :: ranks.size]
-    blocks = _with_new_items(files, mine, table.rows)
+    blocks = _with_new_items(files, prepared.row_groups("train")[ranks.rank :: ranks.size], table.rows, popularity)
     while True:
         block = next(blocks, None)
         if not ranks.largest(int(block is not None)):
             break
         rows = np.empty(0, np.int64) if block is None else block.rows
         known = np.unique(rows[rows < table.rows])
-        with torch.no_grad():
-            found = table.lookup(torch.from_numpy(known).to(ranks.device))
-        assert isinstance(found, SparseRows)
+        matrix, gains = _look_up(table, known, unit=unit)
         if block is not None:
             ones = np.ones(len(rows), np.float32)
             histories = sp.csr_matrix((ones, rows, block.offsets), shape=(len(block), prepared.items))
-            folding.add(histories, known, *_matrix(found, unit=config.model.row_norm == "unit"))
+            folding.add(histories, known, matrix, gains)
     folding.merge(ranks.gather((folding.sums, folding.facts)))
-    made = folding.result(unit=config.model.row_norm == "unit", own_columns=item.dims == "items")
+    popularity = ranks.sum(torch.from_numpy(popularity)).numpy()
+    level = _level(table, popularity, prepared.counts(), unit=unit)
+    own_columns = item.dims == "items"
+    made = folding.result(level, popularity[table.rows :], unit=unit, own_columns=own_columns)
     return NewRows(made.offsets, made.columns, made.values, made.gains)
 
 
-def _with_new_items(files: CheckedFiles, groups: list[tuple[str, int, int]], first: int) -> Iterator[HistoryBlock]:
-    """The users of these row groups who have an item from row `first` on, in blocks."""
+def _with_new_items(
+    files: CheckedFiles, groups: list[tuple[str, int, int]], first: int, popularity: np.ndarray
+) -> Iterator[HistoryBlock]:
+    """The users of these row groups who have an item from row `first` on, in blocks; adds up all items' popularity."""
     held: list[HistoryBlock] = []
     for group in groups:
         block = files.read(*group)
-        owner = np.repeat(np.arange(len(block)), np.diff(block.offsets))
+        lengths = np.diff(block.offsets)
+        owner = np.repeat(np.arange(len(block)), lengths)
+        popularity += np.bincount(block.rows, user_weights(lengths)[owner], minlength=len(popularity))
         users = np.unique(owner[block.rows >= first])
         if len(users):
             held.append(block.take(users))
@@ -160,6 +167,38 @@ def _with_new_items(files: CheckedFiles, groups: list[tuple[str, int, int]], fir
             held = []
     if held:
         yield HistoryBlock.concatenate(held)
+
+
+def _level(table: PackedTable, popularity: np.ndarray, counts: np.ndarray, *, unit: bool) -> Level:
+    """What the scores of known items are like that are as rare as the new ones; a collective call."""
+    pooled, sums = np.zeros(table.dims), np.zeros(2)
+    for rows, matrix, _ in _all_rows(table, unit=unit):
+        pooled += popularity[rows] @ matrix
+    pooled = table.ranks.sum(torch.from_numpy(pooled)).numpy()
+    rare = counts[: table.rows] <= max(AS_RARE * counts[table.rows :].max(), counts[: table.rows].min())
+    for rows, matrix, gains in _all_rows(table, unit=unit):
+        own = popularity[rows] * np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel()  # of users who have the item
+        scores = gains * (matrix @ pooled - own)
+        sums += np.array([scores[rare[rows]].sum(), popularity[rows][rare[rows]].sum()])
+    score, users = table.ranks.sum(torch.from_numpy(sums)).tolist()
+    return Level(pooled, score / users if users else 0.0)
+
+
+def _all_rows(table: PackedTable, *, unit: bool) -> Iterator[tuple[np.ndarray, sp.csr_matrix, np.ndarray]]:
+    """This rank's share of all rows, in blocks: their numbers, the rows, gains. A collective call."""
+    share = -(-table.rows // table.ranks.size)
+    mine = np.arange(table.ranks.rank * share, min((table.ranks.rank + 1) * share, table.rows))
+    for first in range(0, share, ROWS_AT_A_TIME):
+        rows = mine[first : first + ROWS_AT_A_TIME]
+        yield rows, *_look_up(table, rows, unit=unit)
+
+
+def _look_up(table: PackedTable, rows: np.ndarray, *, unit: bool) -> tuple[sp.csr_matrix, np.ndarray]:
+    """Rows [C, D], at length 1 where they are unit rows, and their gains. A collective call."""
+    with torch.no_grad():
+        found = table.lookup(torch.from_numpy(rows).to(table.ranks.device))
+    assert isinstance(found, SparseRows)
+    return _matrix(found, unit=unit)
 
 
 def _matrix(rows: SparseRows, *, unit: bool) -> tuple[sp.csr_matrix, np.ndarray]:
