@@ -49,6 +49,7 @@ def benchmark_prequential(
     epochs: int = 5,
     daily_epochs: int = 1,
     start: str = "hse",
+    continues_from: str = "best",
     seed: int = 0,
 ) -> Report:
     """Replay the days.
@@ -56,13 +57,15 @@ def benchmark_prequential(
     Args:
         users, items, history: of the made-up log. days: of training and tests, beside the first. live: k.
         epochs: of a training from scratch. daily_epochs: of a day's continuation. start: of a training from scratch.
+        continues_from: which checkpoint of the day before is continued.
 
     Returns:
         figures `ndcg_WAY`, `ndcg_new_WAY` (means over the days, weighted by users) and `seconds_a_day_WAY` (medians).
     """
     made = SyntheticSettings(users=users, items=items, mean_history=history, seed=seed)
     log = synthetic.days(made, days + 1, first=FIRST, known=KNOWN)
-    shape = {"live": live, "epochs": epochs, "daily_epochs": daily_epochs, "start": start, "seed": seed}
+    shape: dict[str, Any] = {"live": live, "epochs": epochs, "daily_epochs": daily_epochs}
+    shape |= {"start": start, "continues_from": continues_from, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
         replay = _Replay(Path(folder), log, shape)
         replay.train_first()
@@ -153,7 +156,12 @@ class _Replay:
         shape, kind = self.shape, self.shape["start"]
         items = len(set(self.log[0][1].tolist()))
         raw: dict[str, Any] = {
-            "run": {"folder": str(self.folder / f"run-{way}-{day}"), "continues": before, "seed": shape["seed"]},
+            "run": {
+                "folder": str(self.folder / f"run-{way}-{day}"),
+                "continues": before,
+                "continues_from": shape["continues_from"],
+                "seed": shape["seed"],
+            },
             "data": {
                 "source": str(self.folder / "log"),
                 "folder": str(self.folder / f"data-{day}"),

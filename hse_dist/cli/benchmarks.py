@@ -188,6 +188,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("epochs", 5, "of a training from scratch"),
             Option("daily_epochs", 1, "of a day's continuation"),
             Option("start", "hse", "of a training from scratch", ("hse", "local_inverse", "random")),
+            Option("continues_from", "best", "checkpoint of the day before that is continued", ("best", "newest")),
             Option("seed", 0, "of the log and of training", least=0),
         ),
     ),

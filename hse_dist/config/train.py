@@ -18,7 +18,9 @@ class RunSettings(Settings):
     resume: Literal["auto", "never", "must"] = "auto"
     """What to do about a checkpoint in `folder`: use it if there is one, refuse it, or insist on it."""
     continues: str | None = None
-    """Folder of another run, whose newest checkpoint takes the place of a start: its data may have had fewer items."""
+    """Folder of another run, a checkpoint of which takes the place of a start: its data may have had fewer items."""
+    continues_from: Literal["newest", "best"] = "newest"
+    """Which checkpoint of that run it is: the newest one, or the best one by validation."""
 
 
 class ModelSettings(Settings):

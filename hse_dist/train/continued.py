@@ -1,9 +1,9 @@
 """A run that goes on from another one, whose catalogue had fewer items.
 
-In: `run.continues`, the folder of a run, and prepared data that are those of that run or extend them. Out: its newest
-checkpoint's table with rows for the new items at its end: values, columns, gains, the optimizer's state and D stay. New
-rows are folded in (`sparsity/fold_in.py`) and have one chunk. Rows that have filled all their chunks get one more,
-those that need fewer give them up, so that what grows can go on growing.
+In: `run.continues`, the folder of a run, and prepared data that are those of that run or extend them. Out: the table of
+its newest (or best) checkpoint with rows for the new items at its end: values, columns, gains, the optimizer's state
+and D stay. New rows are folded in (`sparsity/fold_in.py`) and have one chunk. Rows that have filled all their chunks
+get one more, those that need fewer give them up, so that what grows can go on growing.
 
 What begins anew: the step, the rates, the journal, births and growth candidates; what ranks owed of their gradients is
 forgotten. The start folder of such a run has no entries, only sizes.
@@ -90,15 +90,15 @@ def continued_table(config: Config, prepared: Prepared, ranks: Ranks) -> PackedT
     """
     items, other = check_predecessor(config, prepared), stored_config(str(config.run.continues))
     store = CheckpointStore.of(other)
-    newest = store.open_latest(ranks)
-    if newest is None:
+    found = store.open_best(ranks) if config.run.continues_from == "best" else store.open_latest(ranks)
+    if found is None:
         raise _refusal(config, "The run has no checkpoint.")
-    with fitting(newest):
-        start, layout = StartFolder(RunFolder(other).start), store.load_shared(newest)
+    with fitting(found):
+        start, layout = StartFolder(RunFolder(other).start), store.load_shared(found)
         made = make_table(config, items, start, ranks, layout)
     assert isinstance(made, PackedTable)
     table: PackedTable = made
-    store.load(newest, table.state_dict())
+    store.load(found, table.state_dict())
     table.check_loaded()
     new = _fold_in(config, prepared, table)
     lengths = table.layout.capacities(0, table.rows)
