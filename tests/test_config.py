@@ -130,6 +130,15 @@ def gradual(start: str = "local_inverse", **schedule: object) -> dict:
             },
             ("tables.item.kind", "tables.item.dims"),
         ),
+        (
+            {
+                "tables": {"item": {"kind": "dense", "dims": 4096}},
+                "sparsity": {"start": "random"},
+                "model": {"row_norm": "unit"},
+                "cluster": {"device": "cuda"},
+            },
+            ("GPU kernels", "tables.item.dims"),
+        ),
         ({"model": {"row_norm": "unit"}}, ("sparsity.start", "model.row_norm")),
         ({"tables": {"item": {"dims": 64}}}, ("sparsity.start", "tables.item.dims")),
         (

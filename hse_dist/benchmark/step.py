@@ -18,7 +18,9 @@ import torch
 from hse_dist.benchmark.report import Chart, Report, spread
 from hse_dist.cluster import prepare_process, usable_device
 from hse_dist.config import ClusterSettings, ModelSettings, TrainSettings, WireSettings
+from hse_dist.config.contradictions import MOST_DENSE_ON_GPU
 from hse_dist.data.batch import Batch
+from hse_dist.errors import ConfigError
 from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.ranks import Ranks, free_address, process_group
 from hse_dist.tables.layout import RowLayout
@@ -54,8 +56,14 @@ def benchmark_step(
 
     Raises:
         ResourceError: there is no such device here.
+        ConfigError: it does not train dense rows of so many columns.
     """
     where = usable_device(device)
+    if where.type == "cuda" and dims > MOST_DENSE_ON_GPU:
+        raise ConfigError(
+            f"The GPU kernels train dense rows of {MOST_DENSE_ON_GPU} columns at most, so there is nothing to measure "
+            f"packed rows of {dims} beside (option --dims)."
+        )
     threads = threads or os.cpu_count() or 1
     prepare_process(ClusterSettings(cpus_per_worker=threads))
     shape = {"candidates": candidates, "live": live, "dims": dims, "users": users, "history": history, "rows": rows}

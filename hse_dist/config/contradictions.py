@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FALLING = ("one_shot", "gradual", "lottery")
 """Kinds of a schedule by which the number of live entries falls."""
+MOST_DENSE_ON_GPU = 2048
+"""Columns of a row that fbgemm's CUDA kernels update: they refuse more with "Check failed: max_D <= 2048"."""
 
 
 def contradictions(config: Config) -> list[str]:
@@ -72,6 +74,8 @@ def _continued(config: Config) -> Iterator[str]:
 
 def _dense(config: Config) -> Iterator[str]:
     item, start = config.tables.item, config.sparsity.start
+    if config.cluster.device == "cuda" and isinstance(item.dims, int) and item.dims > MOST_DENSE_ON_GPU:
+        yield f"the GPU kernels train dense rows of {MOST_DENSE_ON_GPU} columns at most: tables.item.dims = {item.dims}"
     if not (isinstance(item.dims, int) and item.dims % 4 == 0):
         yield 'tables.item.kind = "dense" needs a tables.item.dims that is a multiple of 4'
     if start != "random":

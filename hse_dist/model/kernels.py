@@ -171,7 +171,9 @@ def weighted_sums(index: Tensor, offsets: Tensor, weights: Tensor, source: Tenso
 
 
 def column_squares(matrix: Tensor, block: int = 256) -> Tensor:
-    """Σ over rows of matrix² for each column, [B]; in blocks that stay in the cache."""
+    """Σ over rows of matrix² for each column, [B]; on a CPU in blocks that stay in the cache."""
+    if matrix.device.type != "cpu":
+        return matrix.square().sum(0)  # a launch a block would take longer than the sum
     total = matrix.new_zeros(matrix.shape[1])
     for rows in matrix.split(block):
         total += rows.square().sum(0)

@@ -49,6 +49,19 @@ def columns_in_use(rows: SparseRows, positions: Tensor | None) -> Tensor:
     return columns.unique()
 
 
+CORE_USERS = 128
+"""A user vector block of 4096 × 128 floats stays in a core's cache; both products then take half the time."""
+GPU_BYTES = 2**30
+"""Of a block's user vectors and scores with their gradients on a GPU, which waits for launches: few large blocks."""
+VECTOR_BYTES = 12
+"""Of a place of these, a user."""
+
+
+def users_on_gpu(places: int) -> int:
+    """How many users a GPU handles at a time, with so many columns and candidates together."""
+    return max(CORE_USERS, GPU_BYTES // (VECTOR_BYTES * max(places, 1)) // CORE_USERS * CORE_USERS)
+
+
 class SparseOperators:
     """On live entries only.
 
@@ -59,8 +72,7 @@ class SparseOperators:
             meet a user vector that is zero there, and go to one spare column, the last. None: columns stay.
     """
 
-    user_block = 128
-    """A user vector block of 4096 × 128 floats stays in a core's cache; both products then take half the time."""
+    user_block = CORE_USERS
 
     def __init__(self, rows: SparseRows, *, unit: bool, kept_columns: Tensor | None) -> None:
         self.kept_columns, self.gains = kept_columns, rows.gains
@@ -71,6 +83,8 @@ class SparseOperators:
             padded = torch.cat([kept_columns, kept_columns.new_full((1,), -1)])
             columns, dims = torch.where(padded[place] == columns, place, spare), spare + 1
         self.pattern = Pattern(rows.offsets, columns, dims)
+        if columns.device.type == "cuda":
+            self.user_block = users_on_gpu(dims + len(rows.offsets) - 1)
         if unit and available(rows.values):
             self.values, norms = UnitRows.apply(rows.values, rows.offsets, SMALLEST)
             self.squares = (norms > SMALLEST).to(self.values.dtype)  # length 1, but for a row of zeros

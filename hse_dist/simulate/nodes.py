@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hse_dist.errors import ResourceError
-from hse_dist.processes import family, kill, kill_with_children, lives, nothing_left, send
+from hse_dist.processes import family, kill, kill_with_children, lives, name, nothing_left, send
 
 OBJECT_STORE_BYTES = 128 << 20
 """Of a node, in shared memory; a run sends its tables by other ways."""
@@ -116,10 +116,11 @@ class Nodes:
         end = time.monotonic() + SECONDS_TO_NOTICE
         while left := [pid for pid in pids if lives(pid)]:
             if time.monotonic() > end:
+                what = ", ".join(f"{name(pid) or '?'} ({pid})" for pid in left)
                 kill(left)
                 raise ResourceError(
-                    f"{len(left)} processes of the node {address} still run {SECONDS_TO_NOTICE:.0f} s after it came "
-                    "back to a cluster that had given it up."
+                    f"{what} of the node {address} still run(s) {SECONDS_TO_NOTICE:.0f} s after it came back to a "
+                    "cluster that had given it up."
                 )
             time.sleep(LOOK_SECONDS)
 

@@ -45,9 +45,10 @@ def make_table(
     if start is None:
         assert isinstance(settings.dims, int)
         dense = DenseTable(rows, settings.dims, ranks, config.train, settings.sharding, ShardMemory.of(settings))
-        generator = torch.Generator(ranks.device).manual_seed(config.run.seed * 65_537 + ranks.rank)
-        dense.local_values().normal_(generator=generator)
-        dense.local_values().div_(settings.dims**0.5)
+        values = dense.local_values()
+        drawn = values if values.is_cpu else torch.empty_like(values, device="cpu")  # the same numbers on any device
+        drawn.normal_(generator=torch.Generator().manual_seed(config.run.seed * 65_537 + ranks.rank))
+        values.copy_(drawn.div_(settings.dims**0.5))
         return dense
     if state is not None:
         chunks = state.get("chunks_of_rows", np.empty(0))

@@ -22,8 +22,8 @@ LIMIT_SECONDS = 180.0
 MOST_RANKS = 4
 
 
-def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any) -> list[Any]:
-    """`function(ranks, *arguments)` on a real gloo group.
+def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any, device: str = "cpu") -> list[Any]:
+    """`function(ranks, *arguments)` on a real group: gloo, or nccl of one rank on "cuda".
 
     Raises:
         RuntimeError: a rank raised, died, or did not answer in time; names it. (With one rank its own exception.)
@@ -32,11 +32,15 @@ def run_ranks(function: Callable[..., Any], ranks: int, *arguments: Any) -> list
 
     address = free_address()
     if ranks == 1:
-        return [_call(function, 0, 1, address, arguments)]
+        return [_call(function, 0, 1, address, arguments, device)]
+    if device != "cpu":
+        raise ValueError(f"{ranks} ranks were asked for on {device}, there is one")
     return _POOL.run(function, ranks, address, arguments)
 
 
-def _call(function: Callable[..., Any], rank: int, ranks: int, address: str, arguments: tuple) -> Any:
+def _call(
+    function: Callable[..., Any], rank: int, ranks: int, address: str, arguments: tuple, device: str = "cpu"
+) -> Any:
     import torch
 
     from hse_dist.cluster import prepare_process
@@ -45,7 +49,7 @@ def _call(function: Callable[..., Any], rank: int, ranks: int, address: str, arg
 
     prepare_process(ClusterSettings())
     try:
-        with process_group(rank, ranks, address, torch.device("cpu"), LIMIT_SECONDS) as group:
+        with process_group(rank, ranks, address, torch.device(device), LIMIT_SECONDS) as group:
             return function(group, *arguments)
     finally:
         gc.collect()  # tables refer to themselves, and must go before the next group comes

@@ -14,7 +14,8 @@ from hse_dist.config import StructureSettings, TrainSettings
 from hse_dist.ranks import Ranks
 from hse_dist.tables.block import SparseRows
 from hse_dist.tables.layout import RowLayout
-from hse_dist.tables.sharded import OwnedRows, PackedTable
+from hse_dist.tables.shard_memory import ShardMemory
+from hse_dist.tables.sharded import IN_PLACE, OwnedRows, PackedTable
 
 SINGLE = StructureSettings()
 
@@ -80,9 +81,19 @@ class Content:
             columns[places], values[places] = numbers, self.values[row].reshape(-1, self.block)
         return OwnedRows(first, last, bounds, values.ravel(), columns, free, self.block)
 
-    def table(self, ranks: Ranks, sharding: str, settings: TrainSettings, *, with_gains: bool) -> PackedTable:
+    def table(
+        self,
+        ranks: Ranks,
+        sharding: str,
+        settings: TrainSettings,
+        *,
+        with_gains: bool,
+        memory: ShardMemory = IN_PLACE,
+    ) -> PackedTable:
         """A sharded table of this content; a collective call."""
-        table = PackedTable(self.layout, self.dims, ranks, settings, sharding, with_gains=with_gains, block=self.block)
+        table = PackedTable(
+            self.layout, self.dims, ranks, settings, sharding, with_gains=with_gains, block=self.block, memory=memory
+        )
         table.set_gains(lambda first, last: self.gains[first:last])
         table.put_back(self.owned(*table.row_ranges[ranks.rank]))
         return table
@@ -112,7 +123,7 @@ def by_slot(owned: OwnedRows) -> OwnedRows:
 def read_all(table: PackedTable) -> SparseRows:
     """Every row of the table, through its lookup; a collective call."""
     with torch.no_grad():
-        rows = table.lookup(torch.arange(table.rows))
+        rows = table.lookup(torch.arange(table.rows, device=table.ranks.device))
     assert isinstance(rows, SparseRows)
     return rows
 

@@ -15,6 +15,7 @@ from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.ranks import Ranks
 from hse_dist.tables import plan
 from hse_dist.tables.block import SparseRows
+from hse_dist.tables.route import IDS_A_BAG, bags
 from hse_dist.tables.sharded import DenseTable, PackedTable
 from hse_dist.testing.ranks import run_ranks
 from hse_dist.testing.tables import Content, read_all
@@ -118,8 +119,15 @@ def rank_batch(rank: int) -> Batch:
     )
 
 
-def one_step(ranks: Ranks, sharding: str, norm: str):
+def one_step(ranks: Ranks, sharding: str, norm: str, bag: int | None = None):
     table, batch = make_table(ranks, sharding), rank_batch(ranks.rank)
+    with pytest.MonkeyPatch.context() as patch:
+        if bag is not None:
+            patch.setitem(IDS_A_BAG, "cpu", bag)
+        return step_in(table, batch, norm)
+
+
+def step_in(table: PackedTable, batch: Batch, norm: str):
     rows = table.lookup(batch.candidates)
     if norm == "unit":
         rows = SparseRows(rows.offsets, rows.columns, rows.values, None, rows.dims)
@@ -178,3 +186,19 @@ def test_one_step_equals_the_slow_reference(ranks, sharding, norm):
         np.testing.assert_allclose(got_gains, gains, atol=1e-5)
         assert np.array_equal(got_columns, np.concatenate(CONTENT.columns))
         assert np.abs(got_values - before).max() > 1e-3
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("bag", [1, 5])
+@pytest.mark.parametrize(("ranks", "sharding"), PLACES)
+def test_ids_in_many_bags_are_looked_up_and_learn_as_in_one(ranks, sharding, bag):
+    values, gains = reference_step(ranks, "free")
+    for got_values, got_columns, got_gains in run_ranks(one_step, ranks, sharding, "free", bag):
+        np.testing.assert_allclose(got_values, values, atol=1e-5)
+        np.testing.assert_allclose(got_gains, gains, atol=1e-5)
+        assert np.array_equal(got_columns, np.concatenate(CONTENT.columns))
+
+
+def test_bags_hold_all_ids():
+    for count, most, expected in ((0, 4, [0]), (3, 4, [3]), (4, 4, [4]), (9, 4, [4, 4, 1]), (7, 2**31, [7])):
+        assert bags(count, most).tolist() == expected
