@@ -34,6 +34,7 @@ FREE = (
     "data.on_bad_file",
     "data.folder",
     "data.extendable",
+    "data.evict_after_days",
     "data.schemes",
     "data.memory_mb",
     "data.tasks",

@@ -39,6 +39,9 @@ def _data(data: DataSettings) -> Iterator[str]:
         yield f"data.min_rating = {data.min_rating} needs data.columns.rating"
     if split.target_order == "last" and data.columns.timestamp is None:
         yield 'data.split.target_order = "last" needs data.columns.timestamp'
+    if data.evict_after_days is not None and not (data.extendable and data.columns.timestamp):
+        needs = "data.extendable = true and data.columns.timestamp"
+        yield f"data.evict_after_days = {data.evict_after_days} needs {needs}"
     if data.extendable and (data.source == "synthetic" or data.source.startswith("catalog:")):
         yield f'data.extendable = true is for a log that grows, but data.source = "{data.source}"'
     if (data.source == "synthetic") != (data.synthetic is not None):

@@ -15,7 +15,7 @@ log stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hse_dist.config import ColumnNames, DataSettings
+from hse_dist.data.generations import Generations, next_rows, stale
 from hse_dist.data.prepared import Prepared, reading
 from hse_dist.data.schema import Fragment, LogSchema, counts_time, plan
 from hse_dist.data.source import LogFile, find_files
@@ -32,24 +33,26 @@ from hse_dist.data.vocabulary import plain_ids
 from hse_dist.errors import DataError
 from hse_dist.files import read_json, refuse_devices, write_json
 
-LEDGER, INTERACTIONS = "ledger.json", "interactions"
+LEDGER, INTERACTIONS, LATEST = "ledger.json", "interactions", "latest-of-items.npy"
 WRITTEN_ROWS = 1 << 16
 """Interactions that are written at a time."""
 ELSEWHERE = {"source", "format"}
 """Settings of the content that may differ from those of the folder that is extended: new files may lie elsewhere."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class KeptPart:
-    """Writes the distinct interactions of a part (`grouping.Keep`)."""
+    """Writes the distinct interactions of a part (`grouping.Keep`); `latest` is the last time of each of its items."""
 
     folder: Path
     part: int
     schema: LogSchema
+    latest: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def __call__(self, users: pa.Array, items: pa.Array, key: np.ndarray, times: np.ndarray | None) -> None:
         path, width = self.folder / INTERACTIONS / f"part-{self.part:05d}.parquet", max(1, len(items))
         path.parent.mkdir(exist_ok=True)
+        self.latest = np.full(len(items), -np.inf)
         if not len(key):
             return
         with pq.ParquetWriter(path, self.schema.plain(), compression="zstd", use_dictionary=False) as writer:
@@ -61,6 +64,7 @@ class KeptPart:
                 ]
                 if times is not None:
                     columns.append(pa.array(times[first : first + WRITTEN_ROWS]))
+                    np.maximum.at(self.latest, piece % width, times[first : first + WRITTEN_ROWS])
                 writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema.plain()))
 
 
@@ -130,19 +134,26 @@ class Extended:
             value=str(self.prepared.folder),
         )
 
-    def places(self, items: pa.Array) -> np.ndarray:
-        """Where the items of the rows are among `items`, sorted ids; int64 [rows].
-
-        Raises:
-            DataError: one of them is not there.
-        """
+    def rows(self, items: pa.Array, counts: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, Generations]:
+        """The rows of `items`, sorted ids, in the next version, and the generations of all rows; see `next_rows`."""
         found = pc.index_in(self.prepared.item_ids().cast(items.type), value_set=items)
-        if found.null_count:
-            raise DataError(
-                f"The interactions in {self.prepared.folder} lack items of its vocabulary.",
-                cause="Files of it were changed: prepare it again.",
-            )
-        return found.to_numpy().astype(np.int64)
+        places = found.fill_null(-1).to_numpy().astype(np.int64)
+        return next_rows(self.prepared.generations(), places, counts, used, len(self.lineage))
+
+    def fresh(self, items: pa.Array, parts: Sequence[Path], days: float) -> pa.Array:
+        """Those of `items`, sorted ids, that somebody has taken in the last days.
+
+        Args:
+            parts: folders with the items of each part and the latest time of each.
+        """
+        latest = np.full(len(items), -np.inf)
+        for folder in parts:
+            with pa.OSFile(str(folder / "items.arrow")) as source:
+                own = pa.ipc.open_file(source).get_batch(0).column("id")
+            places = pc.index_in(own, value_set=items).fill_null(-1).to_numpy()
+            known = places >= 0
+            latest[places[known]] = np.maximum(latest[places[known]], np.load(folder / LATEST)[known])
+        return items.filter(pa.array(~stale(latest, days * 86_400 * (1 if self.numbers else 1e6))))
 
     def check(self, settings: dict[str, Any]) -> None:
         """Check that the folder was made with these settings of the content.

@@ -29,6 +29,7 @@ import pyarrow as pa
 from hse_dist.config import Config, DataSettings
 from hse_dist.data import catalog, synthetic
 from hse_dist.data.extend import Extended, write_ledger
+from hse_dist.data.generations import Generations
 from hse_dist.data.manifest import SPLITS
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.rounds import (
@@ -51,7 +52,7 @@ from hse_dist.tasks import map_tasks, ray_is_running
 
 VERSION = 2
 CATALOG = "catalog:"
-NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream", "on_bad_file", "schemes", "extendable"}
+NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream", "on_bad_file", "schemes", "extendable", "evict_after_days"}
 """Settings that do not change what is written."""
 STAGES = {"spill": 0.35, "group": 0.42, "count": 0.08, "write": 0.15}
 """Share of time that each round takes (measured: 20 million integer interactions, two tasks)."""
@@ -72,7 +73,7 @@ def prepare(config: Config, *, extend: str | Path | None = None, files: list[Log
         folder, users (by split), items, interactions, left_out (held-out users of one item), read (interactions read,
         after `min_rating`), seconds and interactions_per_second (of those read), core_seconds (of the driver and all
         tasks), task_memory_mb (the largest peak of a task, MiB; None where the system does not tell); of an extension
-        also new_files and new_items.
+        also new_files, new_items and evicted_rows (those that no new item has taken).
 
     Raises:
         DataError: the log cannot be used (see `source`, `schema`, `reader`), nothing is left of it, or the folder
@@ -189,6 +190,7 @@ class _Preparation:
     ) -> None:
         self.settings, self.folder, self.work, self.base = settings, folder, work, base
         self.files, self.fragments = files, list[Fragment]()
+        self.generations = Generations.first(0)
         self.progress = Progress(work / "progress", {**(MADE_UP if settings.synthetic is not None else {}), **STAGES})
         self.costs: dict[str, list[Cost]] = {}
         self.schema: LogSchema
@@ -233,7 +235,9 @@ class _Preparation:
         """What an extension has beyond the folder that it extends."""
         if self.base is None:
             return {}
-        return {"new_files": len(self.files or ()), "new_items": self.items - self.base.prepared.items}
+        version, evicted = len(self.base.lineage), self.generations.evicted
+        new = int(((self.generations.since == version) & ~evicted).sum())
+        return {"new_files": len(self.files or ()), "new_items": new, "evicted_rows": int(evicted.sum())}
 
     def report(self, read: int, seconds: float) -> float | None:
         """Log the totals; the largest peak of a task in MiB, with a warning where it was more than the setting."""
@@ -318,6 +322,9 @@ class _Preparation:
         merged = merge_counts(item_counts(f"{self.work}/part-{part:05d}") for part in range(self.parts))
         least = self.settings.min_item_count
         kept = merged.filter(pa.array(merged.column("count").to_numpy() >= least)).column("item").combine_chunks()
+        days = self.settings.evict_after_days
+        if self.base is not None and days is not None:
+            kept = self.base.fresh(kept, [self.work / f"part-{part:05d}" for part in range(self.parts)], days)
         if not len(kept):
             raise DataError(
                 f"None of the {merged.num_rows} items has enough users.", setting="data.min_item_count", value=least
@@ -344,10 +351,12 @@ class _Preparation:
                 known = counts["places"] >= 0
                 train[counts["places"][known]] += counts["train"][known]
                 used[counts["places"][known]] |= counts["used"][known]
-        first = None if self.base is None else self.base.places(items)
-        if first is not None:
-            used[first] = True
-        rows = assign_rows(train, used, first)
-        self.items = int(used.sum())
-        write_vocabulary(self.folder / "vocabulary.parquet", items, rows, train)
+        path = self.folder / "vocabulary.parquet"
+        if self.base is None:
+            rows = assign_rows(train, used)
+            write_vocabulary(path, items, rows, train)
+        else:
+            rows, self.generations = self.base.rows(items, train, used)
+            write_vocabulary(path, items, rows, train, self.generations, self.base.prepared.item_ids())
+        self.items = int(used.sum()) if self.base is None else len(self.generations.since)
         np.save(self.work / "rows.npy", rows)

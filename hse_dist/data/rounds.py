@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from hse_dist.config import DataSettings
-from hse_dist.data.extend import KeptPart
+from hse_dist.data.extend import LATEST, KeptPart
 from hse_dist.data.grouping import Part, group
 from hse_dist.data.histories import HistoryWriter, select, split_tables
 from hse_dist.data.manifest import SPLITS
@@ -83,6 +83,8 @@ def group_part(task: PartTask) -> None:
         part = group(read, timed=spills.timed, keep=kept)
         part.save(folder)
         np.save(f"{folder}/users-of-items.npy", part.count())
+        if kept is not None:
+            np.save(f"{folder}/{LATEST}", kept.latest)
         meter(1.0, spills.rows)
 
 

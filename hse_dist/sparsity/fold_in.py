@@ -56,17 +56,16 @@ class FoldIn:
 
     Args:
         counts: interactions of all items, old and new, int64 [rows].
-        first: row of the first new item.
+        new: rows of the new items, int64 [n], rising.
         dims: D. entries: that a new row gets at most.
     """
 
-    def __init__(self, counts: np.ndarray, first: int, dims: int, entries: int) -> None:
-        self.first, self.dims, self.entries = first, dims, entries
+    def __init__(self, counts: np.ndarray, new: np.ndarray, dims: int, entries: int) -> None:
+        self.new, self.dims, self.entries = new, dims, entries
         self.weights = 1.0 / np.sqrt(np.maximum(counts, 1))
-        new = len(counts) - first
-        self.sums = sp.csr_matrix((new, dims))
+        self.sums = sp.csr_matrix((len(new), dims))
         # of the neighbours, weighted: their number, lengths and gains
-        self.facts = np.zeros((new, 3))
+        self.facts = np.zeros((len(new), 3))
 
     def add(self, histories: sp.csr_matrix, known: np.ndarray, rows: sp.csr_matrix, gains: np.ndarray) -> None:
         """Add users.
@@ -76,7 +75,7 @@ class FoldIn:
             rows: of these, [C, D]. gains: of these, float [C].
         """
         users = sp.diags(user_weights(np.asarray(histories.sum(axis=1)).ravel()))
-        beside = histories[:, self.first :].T @ users @ histories[:, known] @ sp.diags(self.weights[known])
+        beside = histories[:, self.new].T @ users @ histories[:, known] @ sp.diags(self.weights[known])
         norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
         self.facts += beside @ np.stack([np.ones(len(known)), norms, gains], axis=1)
         self.sums = strongest(sp.csr_matrix(self.sums + beside @ rows), KEPT * self.entries)
@@ -100,8 +99,7 @@ class FoldIn:
         gains = np.where(alone, usual, gains / np.where(alone, 1.0, count))
         if unit:
             lengths, gains = np.ones(len(count)), np.ones(len(count))
-        rows = np.arange(self.first, self.first + len(count))
-        rest = np.where(own_columns & (rows < self.dims), rows, quiet_columns(rows, level.pooled))
+        rest = np.where(own_columns & (self.new < self.dims), self.new, quiet_columns(self.new, level.pooled))
         others = sp.csr_matrix(self.sums - self.sums.multiply(_ones(rest, self.dims)))
         shared = _to_length_one(strongest(others, self.entries - 1))
         reach = np.abs(shared @ level.pooled) * np.abs(gains) * lengths

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from hse_dist.checkpoint.enlarge import NewRows, append_rows
+from hse_dist.checkpoint.enlarge import NewRows, append_rows, replace_rows
 from hse_dist.checkpoint.reading import fitting
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import Config
@@ -56,8 +56,8 @@ AS_RARE = 2
 """Known items of at most so many times the count of the most frequent new one say what scores of new ones should be."""
 
 
-def check_predecessor(config: Config, prepared: Prepared) -> int:
-    """Check that the run of `config.run.continues` can be continued here; the items of its catalogue.
+def check_predecessor(config: Config, prepared: Prepared) -> tuple[int, int]:
+    """Check that the run of `config.run.continues` can be continued here; the rows of its catalogue, and its version.
 
     Raises:
         RunFolderError: there is no such run, its table is another kind of table, or its data are not what these extend.
@@ -70,12 +70,12 @@ def check_predecessor(config: Config, prepared: Prepared) -> int:
     ]
     if differ:
         raise _refusal(config, f"The run has another table: {'; '.join(differ)}.")
-    known = {one["fingerprint"]: one["items"] for one in prepared.manifest.get("lineage", [])}
-    known[prepared.fingerprint] = prepared.items
+    lineage = [*prepared.manifest.get("lineage", []), {"fingerprint": prepared.fingerprint, "items": prepared.items}]
+    known = {one["fingerprint"]: (int(one["items"]), version) for version, one in enumerate(lineage)}
     fingerprint = read_record(RunFolder(other).data, "record of the run's data").get("fingerprint")
     if fingerprint not in known:
         raise _refusal(config, f"The run was trained on data that those in {prepared.folder} do not extend.")
-    return int(known[fingerprint])
+    return known[fingerprint]
 
 
 def _refusal(config: Config, what: str) -> RunFolderError:
@@ -88,7 +88,7 @@ def continued_table(config: Config, prepared: Prepared, ranks: Ranks) -> PackedT
     Raises:
         RunFolderError: see `check_predecessor`; or it has no good checkpoint.
     """
-    items, other = check_predecessor(config, prepared), stored_config(str(config.run.continues))
+    (items, version), other = check_predecessor(config, prepared), stored_config(str(config.run.continues))
     store = CheckpointStore.of(other)
     found = store.open_best(ranks) if config.run.continues_from == "best" else store.open_latest(ranks)
     if found is None:
@@ -100,12 +100,15 @@ def continued_table(config: Config, prepared: Prepared, ranks: Ranks) -> PackedT
     table: PackedTable = made
     store.load(found, table.state_dict())
     table.check_loaded()
-    new = _fold_in(config, prepared, table)
+    # rows of before that are other items' now, or nobody's, and rows behind them
+    others = np.flatnonzero(prepared.generations().since > version)
+    new = _fold_in(config, prepared, table, others)
+    replace_rows(table, others[others < items], new)
     lengths = table.layout.capacities(0, table.rows)
     if rows_compete(config.sparsity.budget):
         live = live_of_rows(table)
         lengths = roomier(live, lengths, config.tables.item.slack, min(config.sparsity.budget.ceiling, table.dims))
-    return append_rows(table, new, lengths=lengths)
+    return append_rows(table, new.last(prepared.items - items), lengths=lengths)
 
 
 def record_continued(config: Config, table: PackedTable) -> dict[str, Any]:
@@ -120,22 +123,29 @@ def record_continued(config: Config, table: PackedTable) -> dict[str, Any]:
     return server.state_dict()
 
 
-def _fold_in(config: Config, prepared: Prepared, table: PackedTable) -> NewRows:
-    """Rows for the items that the table does not have, the same on all ranks; a collective call."""
-    if prepared.items == table.rows:
+def _fold_in(config: Config, prepared: Prepared, table: PackedTable, new: np.ndarray) -> NewRows:
+    """Rows for the items that the table does not have, the same on all ranks; a collective call.
+
+    Args:
+        new: their rows, rising; rows of the table among them hold other items there.
+    """
+    if not len(new):
         return NewRows.empty(0)
     item, ranks, unit = config.tables.item, table.ranks, config.model.row_norm == "unit"
     entries = min(item.live, item.chunk_width) if rows_compete(config.sparsity.budget) else item.live
-    folding = FoldIn(prepared.counts(), table.rows, table.dims, min(entries, table.dims))
+    folding = FoldIn(prepared.counts(), new, table.dims, min(entries, table.dims))
+    known_rows = np.ones(prepared.items, bool)
+    known_rows[new] = False
     popularity = np.zeros(prepared.items)
     files = CheckedFiles(prepared, config.data.on_bad_file)
-    blocks = _with_new_items(files, prepared.row_groups("train")[ranks.rank :: ranks.size], table.rows, popularity)
+    mine = prepared.row_groups("train")[ranks.rank :: ranks.size]
+    blocks = _with_new_items(files, mine, known_rows, popularity)
     while True:
         block = next(blocks, None)
         if not ranks.largest(int(block is not None)):
             break
         rows = np.empty(0, np.int64) if block is None else block.rows
-        known = np.unique(rows[rows < table.rows])
+        known = np.unique(rows[known_rows[rows]])
         matrix, gains = _look_up(table, known, unit=unit)
         if block is not None:
             ones = np.ones(len(rows), np.float32)
@@ -143,23 +153,24 @@ def _fold_in(config: Config, prepared: Prepared, table: PackedTable) -> NewRows:
             folding.add(histories, known, matrix, gains)
     folding.merge(ranks.gather((folding.sums, folding.facts)))
     popularity = ranks.sum(torch.from_numpy(popularity)).numpy()
-    level = _level(table, popularity, prepared.counts(), unit=unit)
+    level = _level(table, popularity, prepared.counts(), known_rows, unit=unit)
     own_columns = item.dims == "items"
-    made = folding.result(level, popularity[table.rows :], unit=unit, own_columns=own_columns)
+    made = folding.result(level, popularity[new], unit=unit, own_columns=own_columns)
     return NewRows(made.offsets, made.columns, made.values, made.gains)
 
 
 def _with_new_items(
-    files: CheckedFiles, groups: list[tuple[str, int, int]], first: int, popularity: np.ndarray
+    files: CheckedFiles, groups: list[tuple[str, int, int]], known: np.ndarray, popularity: np.ndarray
 ) -> Iterator[HistoryBlock]:
-    """The users of these row groups who have an item from row `first` on, in blocks; adds up all items' popularity."""
+    """The users of these row groups who have an item that is not `known` (bool [rows]), in blocks; adds up all items'
+    popularity."""
     held: list[HistoryBlock] = []
     for group in groups:
         block = files.read(*group)
         lengths = np.diff(block.offsets)
         owner = np.repeat(np.arange(len(block)), lengths)
         popularity += np.bincount(block.rows, user_weights(lengths)[owner], minlength=len(popularity))
-        users = np.unique(owner[block.rows >= first])
+        users = np.unique(owner[~known[block.rows]])
         if len(users):
             held.append(block.take(users))
         if sum(map(len, held)) >= USERS_AT_A_TIME:
@@ -169,13 +180,14 @@ def _with_new_items(
         yield HistoryBlock.concatenate(held)
 
 
-def _level(table: PackedTable, popularity: np.ndarray, counts: np.ndarray, *, unit: bool) -> Level:
+def _level(table: PackedTable, popularity: np.ndarray, counts: np.ndarray, known: np.ndarray, *, unit: bool) -> Level:
     """What the scores of known items are like that are as rare as the new ones; a collective call."""
+    popularity = np.where(known, popularity, 0.0)  # nobody has what is a row's item no more
     pooled, sums = np.zeros(table.dims), np.zeros(2)
     for rows, matrix, _ in _all_rows(table, unit=unit):
         pooled += popularity[rows] @ matrix
     pooled = table.ranks.sum(torch.from_numpy(pooled)).numpy()
-    rare = counts[: table.rows] <= max(AS_RARE * counts[table.rows :].max(), counts[: table.rows].min())
+    rare = known & (counts <= max(AS_RARE * counts[~known].max(), counts[known].min(initial=counts.max())))
     for rows, matrix, gains in _all_rows(table, unit=unit):
         own = popularity[rows] * np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel()  # of users who have the item
         scores = gains * (matrix @ pooled - own)

@@ -15,6 +15,7 @@ from hse_dist.cli.main import main
 from hse_dist.config import Config
 from hse_dist.data import prepare as module
 from hse_dist.data.extend import INTERACTIONS, LEDGER, Extended
+from hse_dist.data.generations import Generations, next_rows
 from hse_dist.data.popularity import thirds
 from hse_dist.data.prepare import is_prepared, prepare
 from hse_dist.data.prepared import Prepared
@@ -215,3 +216,86 @@ def test_the_command_line_extends(tmp_path, first, capfd):
     )
     assert main(["prepare", str(config), "--extend", first.data.folder]) == 0
     assert '"new_files": 1' in capfd.readouterr().out
+
+
+def test_items_that_nobody_takes_any_more_lose_their_rows_and_new_ones_take_them(tmp_path, make_config, write_log):
+    def write(day: int, items: list[int]) -> Rows:
+        rng = np.random.default_rng(day)
+        rows = {"user_id": rng.integers(0, 60, 600).tolist(), "item_id": rng.choice(items, 600).tolist()}
+        rows["timestamp"] = (86_400 * 10 * day + rng.integers(0, 86_400, 600)).tolist()
+        write_log(tmp_path / "log" / f"day={day}" / "part.parquet", rows)
+        return rows
+
+    catalogues = [list(range(30)), list(range(10, 33)), list(range(12, 40)), [*range(12, 40), 3]]
+    versions: list[Prepared] = []
+    results = []
+    for day, items in enumerate(catalogues):
+        write(day, items)
+        config = make_config(
+            tmp_path / f"data-{day}", tmp_path / "log", columns=TIMED, extendable=True, evict_after_days=5, buckets=2
+        )
+        results.append(prepare(config, extend=versions[-1].folder if versions else None))
+        versions.append(Prepared(config.data.folder))
+    known: dict[tuple[int, int], Any] = {}
+    for day, version in enumerate(versions):
+        ids, generations = version.item_ids().to_pylist(), version.generations()
+        assert len(ids) == len(set(ids)) == len(generations.since) and generations.since.max() <= day
+        for row, item in enumerate(ids):
+            assert (
+                known.setdefault((row, int(generations.since[row])), item) == item
+            )  # a number and a version: one item
+        live = {item for row, item in enumerate(ids) if not generations.evicted[row]}
+        assert live == set(catalogues[day]) if day else live == set(range(30))
+        used = {
+            item
+            for of in histories(version.folder).values()
+            for rows, targets in of.values()
+            for item in rows + targets
+        }
+        assert used == live
+    # 10 items go and 3 come; 2 go and 7 come, which fills what was free; one of those that went comes back
+    assert [result.get("evicted_rows") for result in results] == [None, 7, 2, 1]
+    assert [len(version.counts()) for version in versions] == [30, 30, 30, 30]
+    last = versions[-1]
+    row = last.item_ids().to_pylist().index(3)
+    assert last.generations().since[row] == 3 and last.counts()[row] > 0
+    user = next(iter(histories(versions[0].folder)["train"]))
+    assert user in histories(last.folder)["train"]
+
+
+def test_an_item_that_comes_back_to_its_row_is_a_new_one_there():
+    rows, gone = next_rows(Generations.first(3), np.array([0, -1, 1]), np.array([5, 4]), np.ones(2, bool), 1)
+    assert (
+        rows.tolist() == [0, 2] and gone.since.tolist() == [0, 1, 0] and gone.evicted.tolist() == [False, True, False]
+    )
+    # nothing happens to rows without an item as time goes by; then two come, of which one was there
+    rows, still = next_rows(gone, np.array([0, -1, 1]), np.array([5, 4]), np.ones(2, bool), 2)
+    assert still.since.tolist() == [0, 1, 0] and still.evicted.tolist() == [False, True, False]
+    rows, back = next_rows(still, np.array([0, 1, 2]), np.array([5, 9, 4, 7]), np.ones(4, bool), 3)
+    assert rows.tolist() == [0, 1, 2, 3] and back.since.tolist() == [0, 3, 0, 3] and not back.evicted.any()
+
+
+def test_generations_against_a_slow_reference():
+    rng = np.random.default_rng(5)
+    slots: list[int | None] = []  # of each row its item
+    since: list[int] = []
+    generations = Generations.first(0)
+    for version in range(12):
+        items = np.sort(rng.choice(40, 20, replace=False))
+        counts, used = rng.integers(0, 9, 20), rng.random(20) < 0.9
+        remembered = [slot if slot is not None else -1 for slot in slots]
+        places = np.array([list(items).index(item) if item in items else -1 for item in remembered], np.int64)
+        rows, generations = next_rows(generations, places, counts, used, version)
+        for row, item in enumerate(slots):
+            if item is not None and item not in items:
+                slots[row], since[row] = None, version
+        new = sorted((-counts[i], i) for i in range(20) if used[i] and items[i] not in slots)
+        for _, index in new:
+            row = slots.index(None) if None in slots else len(slots)
+            if row == len(slots):
+                slots.append(None)
+                since.append(version)
+            slots[row], since[row] = int(items[index]), version
+        found = [next((int(items[i]) for i in range(20) if rows[i] == row), None) for row in range(len(slots))]
+        assert found == slots and generations.since.tolist() == since
+        assert generations.evicted.tolist() == [slot is None for slot in slots]

@@ -41,7 +41,7 @@ def level(sign: float = 1.0) -> tuple[Level, np.ndarray]:
 
 def fold(parts: int, *, unit: bool, own: bool, sign: float = 1.0) -> Folded:
     histories, counts, rows, gains = data(sign)
-    ranks = [FoldIn(counts, OLD, DIMS, ENTRIES) for _ in range(parts)]
+    ranks = [FoldIn(counts, np.arange(OLD, OLD + NEW), DIMS, ENTRIES) for _ in range(parts)]
     for number, part in enumerate(np.array_split(np.arange(USERS), parts * 3)):
         known = np.flatnonzero(histories[part, :OLD].any(0))
         own_rows = sp.csr_matrix(rows[known])

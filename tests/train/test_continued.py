@@ -164,6 +164,48 @@ def test_new_rows_have_spare_columns_until_there_are_none(tmp_path):
     assert train(second)["steps"] > 0
 
 
+@pytest.mark.parametrize("norm", ["unit", "free"])
+def test_a_row_that_another_item_has_now_forgets_the_one_of_before(tmp_path, norm):
+    changes = {"data__evict_after_days": 10.0, "model__row_norm": norm}
+    first, second = (config_of(tmp_path, f"run-{day}", f"data-{day}", **changes) for day in range(2))
+    rng, day = np.random.default_rng(0), 86_400
+    for number, (low, high) in enumerate([(0, 60), (20, 90)]):  # the first 20 items are not taken any more
+        path = tmp_path / "log" / f"day={number}" / "part.parquet"
+        path.parent.mkdir(parents=True)
+        users, items = rng.integers(0, 150, 2000), rng.integers(low, high, 2000)
+        times = np.full(2000, 20 * number * day) + rng.integers(0, day, 2000)
+        pq.write_table(pa.table({"user_id": users, "item_id": items, "timestamp": times}), path)
+        if number == 0:
+            prepare(first)
+            train(first)
+    before = Prepared(first.data.folder).item_ids().to_pylist()
+    result = prepare(second, extend=first.data.folder)
+    prepared = Prepared(second.data.folder)
+    after, generations = prepared.item_ids().to_pylist(), prepared.generations()
+    assert result["new_items"] == 30 and result["evicted_rows"] == 0 and len(after) == 70
+    stayed = [row for row in range(60) if before[row] >= 20]
+    assert [after[row] for row in stayed] == [before[row] for row in stayed]
+    assert (generations.since[:60] == 0).tolist() == [row in stayed for row in range(60)]
+
+    second = config_of(tmp_path, "run-1", "data-1", "run-0", **changes)
+    newest = store_of(first).latest()
+    assert newest is not None
+    (kept,) = run_ranks(lambda ranks: read_checkpoint(ranks, first, newest, 60), 1)
+    chunks = np.diff(np.concatenate([[0], np.cumsum(store_of(first).load_shared(newest)["chunks_of_rows"])]))
+    owner = np.repeat(np.arange(60), chunks)
+    for ranks in (1, 2) if norm == "unit" else (1,):
+        (rows, offsets, dims, accumulators), *_ = run_ranks(continue_here, ranks, second)
+        values, columns = (one for name, one in kept.items() if "gains" not in name and name.endswith("weight"))
+        values, columns = (values, columns) if columns.max() == dims else (columns, values)
+        for row in range(60):
+            live = columns[owner == row] < dims
+            old = dict(zip(columns[owner == row][live].tolist(), values[owner == row][live].tolist(), strict=True))
+            assert (rows[row] == old) == (row in stayed)
+        reused = [number for row in range(60) if row not in stayed for number in range(offsets[row], offsets[row + 1])]
+        assert [accumulators[chunk] for chunk in reused] == pytest.approx([0.1] * len(reused))
+    assert train(second)["steps"] > 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
