@@ -96,7 +96,7 @@ class Prepared:
         return digest.hexdigest()
 
     def counts(self) -> np.ndarray:
-        """Interactions by training users of each row, falling; int64 [items]."""
+        """Interactions by training users of each row, int64 [items]; falling, but for rows that an extension added."""
         return self._read_vocabulary().column("count").to_numpy().astype(np.int64)
 
     def generations(self) -> Generations:

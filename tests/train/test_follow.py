@@ -206,18 +206,18 @@ def test_a_signal_ends_a_round_with_a_checkpoint_and_the_next_one_goes_on(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_two_workers_follow_a_log_end_while_they_wait_and_go_on(tmp_path):
     write_day(tmp_path, 0)
     config = config_of(tmp_path, cluster__workers=2, follow__rounds=2)
     log = tmp_path / "log.txt"
     process = start(tmp_path, config, log)
-    wait_for(lambda: (tmp_path / "run" / "exports" / "latest.json").exists(), process, log)
+    wait_for(lambda: (tmp_path / "run" / "exports" / "latest.json").exists(), process, log, 300)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143, log.read_text()[-3000:]
     write_day(tmp_path, 1)
     process = start(tmp_path, config, log)
-    assert process.wait(150) == 0, log.read_text()[-3000:]
+    assert process.wait(300) == 0, log.read_text()[-3000:]
     assert latest(tmp_path)["round"] == 2
     assert json.loads(log.read_text().splitlines()[-1])["rounds_now"] == 1
     shutil.rmtree(tmp_path / "run" / "rounds")
