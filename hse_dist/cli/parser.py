@@ -44,6 +44,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("evaluate --bytes needs --baseline")
     if words.job == "plan" and words.gradient_slots and words.gradient_slots > words.chunk_width:
         parser.error("plan --gradient-slots is more than --chunk-width")
+    if words.job == "plan" and words.device == "cpu" and words.kernel != "fused":
+        parser.error("plan --kernel is for --device cuda")
     if words.job == "plan" and words.live > words.dims:
         parser.error("plan --live is more than --dims")
     if words.job == "plan" and words.window > words.interval:

@@ -38,6 +38,12 @@ def _least_zero(text: str) -> float:
     return found
 
 
+def _share(text: str) -> float:
+    if not 0 < (found := float(text)) <= 1:
+        raise ValueError(f"{text!r} is not a share above 0 and up to 1")
+    return found
+
+
 def add_plan(jobs: Any) -> None:
     """Add the job."""
     text = "what a run would take on machines that are not here: bytes, wire, time, checkpoints, whether it fits"
@@ -53,6 +59,8 @@ def add_plan(jobs: Any) -> None:
     for name, read, meaning in needed:
         job.add_argument(f"--{name}", type=_of(read), required=True, metavar=name.upper(), help=meaning)
     job.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the table lies (default: cpu)")
+    text = "where a GPU's shards lie: in its memory (default), in the host's, or there with a cache on the GPU"
+    job.add_argument("--kernel", choices=("fused", "fused_uvm", "fused_uvm_caching"), default="fused", help=text)
     job.add_argument("--interactions-per-day", type=_of(count), metavar="N", help="says how long a day's data take")
     job.add_argument("--chunk-width", type=int, choices=(8, 16, 32), default=16, help="w, slots a chunk (default: 16)")
     job.add_argument("--row-norm", choices=("free", "unit"), default="free", help="free rows have gains (default)")
@@ -62,6 +70,8 @@ def add_plan(jobs: Any) -> None:
     job.add_argument("--gradients", choices=("float32", "bfloat16", "float16"), default="float32", help="on the wire")
     job.add_argument("--gradient-slots", type=_of(count), metavar="r", help="of a chunk's gradients (default: all)")
     further: tuple[tuple[str, Callable[[str], Any], Any, str], ...] = (
+        ("cache-load-factor", _share, 0.2, "of fused_uvm_caching: share of the shards that the cache has room for"),
+        ("host-memory", size, 2**40, "of a GPU's machine, a worker, such as 500GB"),
         ("slack", _least_zero, 0.0, "slots beyond those of the start, as a share"),
         ("users", count, 256, "B, of a worker's batch"),
         ("history", count, 60, "mean history of a user"),
@@ -75,6 +85,6 @@ def add_plan(jobs: Any) -> None:
         ("disk", rate, 0.5e9, "what a worker writes of a checkpoint, such as 1GB/s; .5 GB/s was measured here"),
     )
     for name, read, default, meaning in further:
-        shown = "500MB/s" if name == "disk" else default
+        shown = {"disk": "500MB/s", "host-memory": "1.1 TB"}.get(name, default)
         text = f"{meaning} (default: {shown})"
         job.add_argument(f"--{name}", type=_of(read), default=default, metavar="N", help=text)

@@ -76,6 +76,17 @@ def block_bytes(rows: int, dims: int, blocks: int, width: int, value_bytes: int)
     return (rows + 1) * offset_bytes(blocks) + blocks * (unsigned(-(-dims // width)) + width * value_bytes)
 
 
+def n_of_m_bytes(rows: int, dims: int, live: int, n: int, m: int, value_bytes: int) -> int:
+    """Groups of m columns with n places each, b = ⌈log₂ m⌉ bits a place: rows · ⌈⌈D / m⌉ · n · b / 8⌉ + L · v.
+
+    One more number stands for "none" where not all places are taken. No layout of ours: where they are all taken,
+    `delta` or `bitmap` is within a twentieth of it, and else smaller (tests/export holds them to that).
+    """
+    groups = -(-dims // m)
+    bits = (m - 1 if live == rows * groups * n else m).bit_length()
+    return rows * -(-groups * n * bits // 8) + live * value_bytes
+
+
 @dataclass(frozen=True)
 class Storage:
     """A way to store a matrix, with all that its size depends on.

@@ -23,11 +23,10 @@ from hse_dist.plan.sizes import RESERVE
 from hse_dist.tables.collection import PackedCollection
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.plan import make_sharders
+from hse_dist.tables.shard_memory import ShardMemory
 
 MACHINE = 8
 """Workers of a machine, at most."""
-HOST = 2**40
-"""Bytes of a GPU machine's own memory, a worker: tables do not go there."""
 
 
 class CountedLayout(RowLayout):
@@ -59,8 +58,9 @@ def ask_planner(shape: Shape) -> Answer:
     collection = PackedCollection(CountedLayout.of(shape), shape.dims, with_gains=shape.gains)
     tables = ["item_values", "item_columns", *(["item_gains"] if shape.gains else [])]
     ids = shape.candidates * shape.chunks_a_row
+    memory = ShardMemory(shape.kernel, shape.cache_load_factor)
     constraint = ParameterConstraints(
-        sharding_types=["row_wise"], compute_kernels=["fused"], pooling_factors=[ids], num_poolings=[1.0]
+        sharding_types=["row_wise"], **memory.constraints(), pooling_factors=[ids], num_poolings=[1.0]
     )
     logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)
     planner = EmbeddingShardingPlanner(
@@ -91,7 +91,7 @@ def make_topology(shape: Shape) -> Topology:
         local_world_size=next(size for size in range(min(MACHINE, shape.workers), 0, -1) if shape.workers % size == 0),
         compute_device=shape.device,
         hbm_cap=shape.memory if cuda else None,
-        ddr_cap=HOST if cuda else shape.memory,
+        ddr_cap=shape.host_memory if cuda else shape.memory,
         inter_host_bw=shape.network / 1000,
     )
 

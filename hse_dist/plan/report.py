@@ -8,13 +8,29 @@ from __future__ import annotations
 from typing import Any
 
 from hse_dist.plan.shape import Shape
-from hse_dist.plan.sizes import RESERVE, Part, checkpoint_bytes, checkpoint_seconds, parts, smallest_workers, total
+from hse_dist.plan.sizes import (
+    RESERVE,
+    Part,
+    checkpoint_bytes,
+    checkpoint_seconds,
+    fits,
+    parts,
+    smallest_workers,
+    total,
+    total_of_host,
+)
 from hse_dist.plan.units import as_bytes
 from hse_dist.plan.wire import Figure, seconds, wire_bytes
 from hse_dist.screen import show_texts
 
 DAY = 86_400.0
-HELD = {"always": "always", "step": "in a step", "rewire": "in a rewire", "host": "on the host"}
+HELD = {
+    "always": "always",
+    "step": "in a step",
+    "rewire": "in a rewire",
+    "host": "on the host",
+    "host in a rewire": "on the host, in a rewire",
+}
 
 
 def plan(shape: Shape, interactions_a_day: int | None = None) -> dict[str, Any]:
@@ -28,7 +44,8 @@ def plan(shape: Shape, interactions_a_day: int | None = None) -> dict[str, Any]:
     result: dict[str, Any] = {
         "bytes_per_worker": most,
         "memory_per_worker": shape.memory,
-        "fits": most <= (1 - RESERVE) * shape.memory,
+        "host_bytes_per_worker": total_of_host(found),
+        "fits": fits(shape),
         "smallest_workers": smallest,
         "wire_bytes_per_step": round(sum(figure.value for figure in sent.values())),
         "seconds_per_step": step,
@@ -67,9 +84,11 @@ def _show(
 def _words(shape: Shape, result: dict[str, Any]) -> list[tuple[str, str]]:
     """The answers, in words."""
     memory, smallest = as_bytes(shape.memory), result["smallest_workers"]
-    fits = "fits" if result["fits"] else "does not fit"
+    if shape.device == "cuda":
+        memory += f", {as_bytes(result['host_bytes_per_worker'])} of {as_bytes(shape.host_memory)} of the host"
+    whether = "fits" if result["fits"] else "does not fit"
     lines = [
-        ("memory", f"{as_bytes(result['bytes_per_worker'])} of {memory}, {RESERVE:.0%} left alone: {fits}"),
+        ("memory", f"{as_bytes(result['bytes_per_worker'])} of {memory}, {RESERVE:.0%} left alone: {whether}"),
         ("smallest cluster", f"{smallest} workers" if smallest else "none: offsets and activations alone are too much"),
         ("wire", f"{as_bytes(result['wire_bytes_per_step'])} a step, {result['busiest_share']:.0%} of it for worker 0"),
         (

@@ -25,6 +25,7 @@ class Shape:
 
     Attributes:
         items: rows. dims: D. live: k, mean live entries a row. chunk_width: w. slack: further slots, as a share.
+        kernel, cache_load_factor: where a GPU's shards lie, as in tables.item. host_memory: of its machine, a worker.
         even: whether all rows have the same number of entries; else a row's last chunk is half full on average.
         gains: whether rows have a gain. optimizer: of the values.
         users, history, negatives: of a worker's batch. zipf: z of the items' popularity.
@@ -42,6 +43,9 @@ class Shape:
     device: str = "cpu"
     chunk_width: int = 16
     slack: float = 0.0
+    kernel: str = "fused"
+    cache_load_factor: float = 0.2
+    host_memory: int = 2**40
     even: bool = False
     gains: bool = True
     optimizer: str = "rowwise_adagrad"

@@ -43,7 +43,7 @@ class Nodes:
     def __init__(self, cluster: Any, options: dict[str, Any]) -> None:
         self._cluster, self._options = cluster, options
         self._nodes: dict[str, Any] = {}
-        self._parted: dict[str, list[int]] = {}
+        self._parted: dict[str, tuple[Any, list[int]]] = {}
         self._made = 0
         self.address = ""
         """Where a driver finds the cluster, once there is a head."""
@@ -100,7 +100,7 @@ class Nodes:
         while new := [pid for pid in family(_raylet(node)) if pid not in stopped]:  # one may start while we look
             send(signal.SIGSTOP, new)
             stopped += new
-        self._parted[address] = stopped
+        self._parted[address] = node, stopped
         self._cluster.worker_nodes.discard(node)  # from its books alone: `remove_node` would wait for it to end
         self._wait_until_noticed(address)
         return time.monotonic() - began
@@ -111,10 +111,12 @@ class Nodes:
         Raises:
             ResourceError: something of it still runs.
         """
-        pids = self._parted.pop(address)
+        node, pids = self._parted.pop(address)
         send(signal.SIGCONT, pids)
         end = time.monotonic() + SECONDS_TO_NOTICE
         while left := [pid for pid in pids if lives(pid)]:
+            # until somebody has waited for a raylet that has ended, its workers take it for alive
+            node.all_processes["raylet"][0].process.poll()
             if time.monotonic() > end:
                 what = ", ".join(f"{name(pid) or '?'} ({pid})" for pid in left)
                 kill(left)
@@ -134,7 +136,7 @@ class Nodes:
 
     def end(self) -> None:
         """End all nodes, the head last."""
-        for pids in self._parted.values():
+        for _, pids in self._parted.values():
             kill(pids)
         for address in reversed(self.addresses):
             self._cluster.remove_node(self._nodes.pop(address))

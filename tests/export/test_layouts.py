@@ -18,7 +18,7 @@ from hse_dist.export.compact import CompactWriter
 from hse_dist.export.format import RowBlock, load_export, write_export
 from hse_dist.export.npy import HEADER_BYTES
 from hse_dist.export.recommender import Recommender
-from hse_dist.export.sizes import LAYOUTS, WIDTHS, Facts, Storage, choose, ways
+from hse_dist.export.sizes import LAYOUTS, WIDTHS, Facts, Storage, choose, n_of_m_bytes, ways
 
 
 def rows_of(seed: int, rows: int, dims: int, density: float) -> sp.csr_matrix:
@@ -131,6 +131,19 @@ def test_the_smallest_is_the_smallest_of_all(tmp_path, matrix, layout):
         write(tmp_path / form, matrix, form)
         sizes[form] = load_export(tmp_path / form).manifest["storage"]["bytes"]
     assert write(tmp_path / "e", matrix, "smallest")["format"] == layout == min(sizes, key=sizes.get)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (2, 8), (1, 16), (4, 64), (8, 512), (1, 512)])
+@pytest.mark.parametrize("dims", [512, 4096])
+def test_a_layout_for_n_of_m_columns_would_save_a_twentieth_at_most(dims, n, m, share):
+    rng, rows = np.random.default_rng(0), 300
+    live = np.zeros((rows, dims // m, m), bool)
+    np.put_along_axis(live, rng.random(live.shape).argsort(2)[:, :, :n], values=True, axis=2)
+    live &= rng.random(live.shape) < share
+    columns = np.nonzero(live.reshape(rows, dims))[1]
+    facts = Facts.of(dims, live.reshape(rows, dims).sum(1), columns)
+    assert choose(facts, 4).bytes <= (1.05 if share == 1.0 else 1.0) * n_of_m_bytes(rows, dims, len(columns), n, m, 4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

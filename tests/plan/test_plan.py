@@ -12,7 +12,7 @@ from hse_dist.cli.main import main
 from hse_dist.cli.parser import parse
 from hse_dist.plan.planner import ask_planner
 from hse_dist.plan.shape import Shape, expected_candidates
-from hse_dist.plan.sizes import fits, parts, smallest_workers, total
+from hse_dist.plan.sizes import fits, parts, smallest_workers, table_parts, total, total_of_host
 from hse_dist.plan.units import as_bytes, count, rate, size
 from hse_dist.plan.wire import seconds, wire_bytes
 
@@ -85,6 +85,30 @@ def test_the_planner_of_torchrec_agrees_about_shards(device):
     assert ours == pytest.approx(answer.bytes_per_worker, rel=0.1)
 
 
+@pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching"])
+def test_shards_in_the_host_leave_the_gpu_its_memory(kernel):
+    shape = replace(LARGE, workers=8, kernel=kernel, cache_load_factor=0.05)
+    assert not fits(LARGE.on(8)) and fits(shape)
+    assert smallest_workers(shape) < smallest_workers(LARGE)
+    held = {part.name: part.bytes for part in parts(shape) if part.when == "host"}
+    assert total_of_host(parts(shape)) > held["values"] + held["columns"] + held["gains"]
+    # neither is without limit
+    assert not fits(replace(shape, host_memory=10**11)) and not fits(replace(shape, memory=10**10))
+    answer = ask_planner(shape)
+    assert answer.refusal == "" and answer.bytes_per_worker < 0.2 * sum(held.values())
+    assert ask_planner(replace(shape, host_memory=10**10)).refusal
+
+
+def test_a_cache_is_as_large_as_it_was_on_a_gpu():
+    """What an H200 held of 2 million rows of 32 entries, but for their offsets; torch's own count."""
+    shape = replace(
+        LARGE, items=2_000_000, dims=4096, live=32, workers=1, chunk_width=32, even=True, kernel="fused_uvm_caching"
+    )
+    for kernel, bytes_held in (("fused", 576_835_584), ("fused_uvm", 32_835_584), ("fused_uvm_caching", 185_002_496)):
+        found = [part.bytes for part in table_parts(replace(shape, kernel=kernel)) if part.when == "always"]
+        assert sum(found) == pytest.approx(bytes_held, rel=0.03)
+
+
 def test_the_planner_refuses_what_is_too_large():
     assert ask_planner(replace(LARGE, workers=4)).refusal
 
@@ -110,6 +134,8 @@ def test_the_command(capfd):
         ("--network 100Gb", "'100Gb' is not a rate"),
         ("--dims 1e9", "is not from 4 to"),
         ("--gradient-slots 32", "more than --chunk-width"),
+        ("--kernel fused_uvm", "plan --kernel is for --device cuda"),
+        ("--cache-load-factor 1.5", "is not a share above 0 and up to 1"),
     ],
 )
 def test_words_that_do_not_fit(change, message, capsys):
