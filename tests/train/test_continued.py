@@ -164,7 +164,7 @@ def test_new_rows_have_spare_columns_until_there_are_none(tmp_path):
     assert train(second)["steps"] > 0
 
 
-@pytest.mark.parametrize("norm", ["unit", "free"])
+@pytest.mark.parametrize("norm", ["unit", pytest.param("free", marks=pytest.mark.slow)])
 def test_a_row_that_another_item_has_now_forgets_the_one_of_before(tmp_path, norm):
     changes = {"data__evict_after_days": 10.0, "model__row_norm": norm}
     first, second = (config_of(tmp_path, f"run-{day}", f"data-{day}", **changes) for day in range(2))
