@@ -105,12 +105,21 @@ class Prepared:
         with reading(path):
             refuse_devices(path)
             file = pq.ParquetFile(path)
-            if "since" not in file.schema_arrow.names or file.metadata.num_rows != self.items:
+            if "since" not in file.schema_arrow.names:  # it extends nothing
                 return Generations.first(self.items)
             table = file.read(columns=["since", "evicted"])
             table.validate(full=True)
+            kinds = [field.type for field in table.schema]
+            if (
+                kinds != [pa.uint32(), pa.bool_()]
+                or table.num_rows != self.items
+                or any(c.null_count for c in table.columns)
+            ):
+                raise ValueError(
+                    f"its generations are {table.num_rows} of {', '.join(map(str, kinds))}, or some are missing"
+                )
             since, evicted = (table.column(name).to_numpy() for name in ("since", "evicted"))
-            return Generations(since.astype(np.int64), evicted.astype(bool))
+            return Generations(since.astype(np.int64), evicted)
 
     def item_ids(self) -> pa.Array:
         """Raw id of each row, int64 or string [items]."""

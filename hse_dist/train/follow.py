@@ -28,10 +28,11 @@ from hse_dist.config import Config, FollowSettings, parse_config
 from hse_dist.data.extend import Extended
 from hse_dist.data.prepare import prepare
 from hse_dist.data.source import LogFile, find_files
-from hse_dist.errors import ConfigError
+from hse_dist.errors import ConfigError, RunFolderError
 from hse_dist.export.writer import export
-from hse_dist.files import read_json, replace_folder, write_json
+from hse_dist.files import replace_folder, write_json
 from hse_dist.preemption import ending
+from hse_dist.run_folder import read_record
 from hse_dist.train.driver import train
 
 ROUND, LATEST = "round.json", "latest.json"
@@ -144,7 +145,9 @@ class _Following:
     def state(self) -> State:
         """What is there."""
         latest = self.exports / LATEST
-        exported = read_json(latest, "name of the newest export")["round"] if latest.exists() else 0
+        exported = read_record(latest, "name of the newest export").get("round") if latest.exists() else 0
+        if type(exported) is not int:
+            raise RunFolderError(f"{latest} does not say of which round the newest export is.", cause="Remove it.")
         return State(_newest(self.data, "manifest.json"), _newest(self.rounds, ROUND), exported)
 
     def news(self) -> list[LogFile]:

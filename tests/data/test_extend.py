@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hse_dist.cli.main import main
@@ -299,3 +302,23 @@ def test_generations_against_a_slow_reference():
         found = [next((int(items[i]) for i in range(20) if rows[i] == row), None) for row in range(len(slots))]
         assert found == slots and generations.since.tolist() == since
         assert generations.evicted.tolist() == [slot is None for slot in slots]
+
+
+def test_generations_and_lineages_that_cannot_be_true_are_one_message(tmp_path, first, make_config):
+    second = again(first, tmp_path / "next", make_config)
+    prepare(second, extend=first.data.folder)
+    folder = Path(second.data.folder)
+    table = pq.read_table(folder / "vocabulary.parquet")
+    place = table.schema.get_field_index("since")
+    for wrong in (pa.nulls(table.num_rows, pa.uint32()), pa.array(["x"] * table.num_rows)):
+        pq.write_table(table.set_column(place, "since", wrong), folder / "vocabulary.parquet")
+        with pytest.raises(DataError, match="its generations are"):
+            Prepared(folder).generations()
+    pq.write_table(table.drop_columns(["evicted"]), folder / "vocabulary.parquet")
+    with pytest.raises(DataError, match="its generations are"):
+        Prepared(folder).generations()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for lineage in ([{"fingerprint": "x", "items": 3}], [{"items": 3}], {"a": 1}):
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "lineage": lineage}))
+        with pytest.raises(DataError, match="lineage"):
+            Prepared(folder)

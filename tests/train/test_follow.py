@@ -22,7 +22,7 @@ from hse_dist.config import Config, FollowSettings, SyntheticSettings, parse_con
 from hse_dist.data import synthetic
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.source import LogFile
-from hse_dist.errors import ConfigError, PreemptedError
+from hse_dist.errors import ConfigError, PreemptedError, RunFolderError
 from hse_dist.export.recommender import Recommender
 from hse_dist.testing.runs import SMALL, as_toml
 from hse_dist.train import follow as module
@@ -122,6 +122,10 @@ def test_rounds_follow_the_log_and_newest_exports_know_new_items(tmp_path):
     assert after == Prepared(tmp_path / "data" / "0003").item_ids().to_pylist()
     again = follow(config, sleep)
     assert again["rounds_now"] == 0 and again["latest"] == result["latest"]
+    for content in ("[]", '{"round": "3"}'):
+        (tmp_path / "run" / "exports" / "latest.json").write_text(content)
+        with pytest.raises(RunFolderError, match="newest export"):
+            follow(config, sleep)
 
 
 def test_an_end_at_any_point_changes_nothing(tmp_path, monkeypatch):
