@@ -1,7 +1,7 @@
 """Where an export lies now, and whether it is another one than before.
 
 In: what the user named: the folder of an export, or a folder of exports in which `latest.json` names one of them as
-`{"export": "NAME"}`. Out: the folder to load, and a mark that changes whenever another export takes that place. An
+`{"folder": "NAME"}`. Out: the folder to load, and a mark that changes whenever another export takes that place. An
 export replaces another by a rename, so its manifest is another file then.
 """
 
@@ -42,9 +42,9 @@ def find(place: Path) -> Found:
 
 def _newest(place: Path) -> Path:
     content = read_json(place / LATEST, "name of the newest export")
-    name = content.get("export") if isinstance(content, dict) else None
+    name = content.get("folder") if isinstance(content, dict) else None
     if not isinstance(name, str) or not name or Path(name).name != name:
         raise ExportError(
-            f'{place / LATEST} names no export: it is {{"export": "NAME"}}, with the name of a folder beside it.'
+            f'{place / LATEST} names no export: it is {{"folder": "NAME"}}, with the name of a folder beside it.'
         )
     return place / name

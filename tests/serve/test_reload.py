@@ -67,17 +67,17 @@ def test_a_folder_of_exports_is_followed_by_its_latest(tmp_path, serving):
     for name, seed in (("a", 0), ("b", 1)):
         write(tmp_path / "all" / name, seed)
     latest = tmp_path / "all" / "latest.json"
-    latest.write_text('{"export": "a"}')
+    latest.write_text('{"folder": "a"}')
     client, _ = serving(tmp_path / "all")
     versions = {name: Recommender.load(tmp_path / "all" / name).version[:12] for name in "ab"}
     until(client, versions["a"])
-    latest.write_text('{"export": "b"}')
+    latest.write_text('{"folder": "b"}')
     until(client, versions["b"])
 
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"export": 3}', '{"export": ""}', '{"export": "../e"}', '{"export": ".."}', '{"export": "no"}'],
+    ["{", "[]", "{}", '{"folder": 3}', '{"folder": ""}', '{"folder": "../e"}', '{"folder": ".."}', '{"folder": "no"}'],
 )
 def test_a_latest_that_names_nothing_beside_it_is_one_message(tmp_path, text):
     write(tmp_path / "e")
