@@ -19,6 +19,8 @@ from hse_dist.screen import bar
 
 SECONDS_BETWEEN = 5.0
 """Between two lines of a log."""
+SAME_SECONDS = 60.0
+"""Until a log repeats a line that says nothing new."""
 BAR_SECONDS = 0.25
 """Between two looks of a bar."""
 METER_SECONDS = 1.0
@@ -54,6 +56,7 @@ class Display:
 
     def __init__(self, job: str) -> None:
         self._job, self._said = job, time.monotonic()
+        self._words, self._changed = "", self._said
 
     @contextmanager
     def showing(self, look: Callable[[], Look]) -> Iterator[None]:
@@ -75,10 +78,11 @@ class Display:
         while not done.wait(max(0.0, self._said + between - time.monotonic())):
             self._said = time.monotonic()
             share, words = look()
-            if show is None:
-                log.info("%s: %s", self._job, words)
-            else:
+            if show is not None:
                 show(share, words)
+            elif words != self._words or self._said >= self._changed + SAME_SECONDS:
+                self._words, self._changed = words, self._said
+                log.info("%s: %s", self._job, words)
 
 
 class Progress:

@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pyarrow as pa
@@ -74,6 +75,21 @@ def test_words_of_a_rank_take_the_place_of_the_rate(tmp_path: Path, lines: Any) 
         Meter(path)(0.25, 64, "step 5/20  loss 0.5")
         assert wait_for(lines, "train: 25 %") == "train: 25 %, step 5/20  loss 0.5"
     assert not (tmp_path / "notes").exists()
+
+
+def test_a_line_that_says_nothing_new_is_repeated_after_a_minute_only(
+    tmp_path: Path, lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with progress.telling("train", tmp_path / "notes", "users") as path:
+        Meter(path)(0.25, 7, "step 5/20")
+        wait_for(lines, "step 5/20")
+        sleep(0.3)  # fifteen looks
+        assert sum("step 5/20" in line for line in lines.lines) == 1
+        monkeypatch.setattr(progress, "SAME_SECONDS", 0.05)
+        end = monotonic() + 30
+        while sum("step 5/20" in line for line in lines.lines) < 3:
+            assert monotonic() < end
+            sleep(0.02)
 
 
 def test_a_folder_that_cannot_be_written_ends_no_job(tmp_path: Path, lines: Any) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hse_dist.plan.shape import Shape
 from hse_dist.plan.sizes import sightings
 from hse_dist.tables.codecs import Columns, value_codecs
+from hse_dist.tables.route import IDS_A_BAG
 
 ROUNDS, HISTOGRAM = 9, 16 * 1024
 """Messages of a rank to the server in a rewire: three rounds each to drop, grow and restore."""
@@ -43,8 +44,12 @@ def wire_bytes(shape: Shape) -> dict[str, Figure]:
     gain_rows = candidates if shape.gains else 0.0
     row_ids = (4 if shape.items < 2**31 else 8) * gain_rows
     names = f"{shape.workers - 1} · n, n = {chunks:.4g} chunks of C = {candidates:.4g}"
+    lengths, bag = 0.0, max(IDS_A_BAG[shape.device], shape.workers)
+    if shape.device == "cuda":  # every worker sends the lengths of its bags to all others
+        lengths = (id_bytes * chunks + row_ids) / bag * shape.workers
+    text = f" · (1 + {shape.workers} / {bag})" if lengths else ""
     found = {
-        "ids": Figure(away * (id_bytes * chunks + row_ids), f"{id_bytes} · {names}"),
+        "ids": Figure(away * (id_bytes * chunks + row_ids + lengths), f"{id_bytes} · {names}{text}"),
         "columns": Figure(away * column_bytes * width * chunks, f"{column_bytes} · w · {names}"),
         "values": Figure(away * value_bytes * width * chunks, f"{value_bytes} · w · {names}"),
         "gains": Figure(away * 32 * gain_rows, f"32 · {shape.workers - 1} · C"),

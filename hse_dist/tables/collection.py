@@ -131,7 +131,7 @@ class PackedCollection(nn.Module):
         return self._gains(self._route(self.gains, rows, self.layout.rows))
 
     def _route(self, collection: Any, ids: Tensor, count: int) -> Route:
-        return Route(collection, ids, count, self.wire.ranks.meter, self.wire.ranks.rank)
+        return Route(collection, ids, count, self.wire.ranks)
 
     def _gains(self, route: Route) -> Tensor:
         stored = route.read(Reading(self.gains, "gains", GAIN_WIDTH, Codec(), Codec()))
@@ -153,7 +153,7 @@ class DenseCollection(nn.Module):
 
     def ask(self, rows: Tensor) -> Route:
         """Send for rows int64 [C]."""
-        return Route(self.values, rows, self.rows, self.ranks.meter, self.ranks.rank)
+        return Route(self.values, rows, self.rows, self.ranks)
 
     def forward(self, asked: Route) -> DenseRows:
         """The rows that were asked for."""

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from hse_dist.ranks import ByteMeter
+from hse_dist.ranks import Ranks
 from hse_dist.tables.codecs import Codec
 
 FEATURE = "item"
 IDS_A_BAG = {"cpu": 2**31, "cuda": 32}
 """A lookup's ids travel as bags, of which a GPU's kernels take one a warp, one id after the other: 8 192 ids in one bag
-took 2 ms to look up and 2 ms to sort by rank. Lengths of bags travel too, to every rank."""
+took 2 ms to look up and 2 ms to sort by rank. Lengths of bags travel too, to every rank, so that on many ranks bags are
+larger; what comes of one to a rank is a part of it."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class Route:
         ids: int64 [N], below `count`, the same on all ranks; they travel in four bytes where that allows it.
     """
 
-    def __init__(self, collection: Any, ids: Tensor, count: int, meter: ByteMeter, rank: int) -> None:
-        self.ids, self._meter, self._rank = ids, meter, rank
+    def __init__(self, collection: Any, ids: Tensor, count: int, ranks: Ranks) -> None:
+        self.ids, self._ranks = ids, ranks
         self._type = torch.int32 if count < 2**31 else torch.int64
         self._context = collection.create_context()
-        lengths = bags(len(ids), IDS_A_BAG[ids.device.type]).to(ids.device, self._type)
+        lengths = bags(len(ids), max(IDS_A_BAG[ids.device.type], ranks.size)).to(ids.device, self._type)
         self._bags = len(lengths)
         features = KeyedJaggedTensor(keys=[FEATURE], values=ids.to(self._type), lengths=lengths)
         self._counts: Any = collection.input_dist(self._context, features)
@@ -73,28 +74,25 @@ class Route:
             self.advance()
             self._there, self._sent = self._sent.wait(), None
             out, _ = self._splits()
-            self._meter.add("ids", (out + (self._bags - 1) * (self._ranks() - 1)) * self._type.itemsize)
+            lengths = (self._bags - 1) * (self._ranks.size - 1)
+            self._ranks.meter.add("ids", (out + lengths) * self._type.itemsize)
         return self._there
-
-    def _ranks(self) -> int:
-        (context,) = self._context.sharding_contexts
-        return len(context.input_splits)
 
     def _splits(self) -> tuple[int, int]:
         """How many ids went from this rank to others, and came from others to this one."""
         (context,) = self._context.sharding_contexts
         out, back = (
-            sum(count for rank, count in enumerate(splits) if rank != self._rank)
+            sum(count for rank, count in enumerate(splits) if rank != self._ranks.rank)
             for splits in (context.input_splits, context.output_splits)
         )
         return out, back
 
     def _count(self, reading: Reading) -> None:
         out, back = self._splits()
-        self._meter.add(reading.kind, reading.forward.bytes_of(back * reading.width))
+        self._ranks.meter.add(reading.kind, reading.forward.bytes_of(back * reading.width))
         if torch.is_grad_enabled():
             kind = "gains" if reading.kind == "gains" else "gradients"
-            self._meter.add(kind, reading.backward.bytes_of(out * reading.width))
+            self._ranks.meter.add(kind, reading.backward.bytes_of(out * reading.width))
 
 
 def bags(count: int, most: int) -> Tensor:

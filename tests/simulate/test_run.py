@@ -105,13 +105,13 @@ def test_a_limit_that_is_over_ends_the_run(settings):
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_run_that_loses_a_node_ends_as_one_that_lost_none(settings, tmp_path):
     words = ["train.epochs=24", "cluster.timeout_seconds=60", "cluster.workers=3"]
     for how, option in (("killed", "--kill-node"), ("parted", "--part-node")):
         simulation = Simulation(settings, *words, option, "60", f"run.folder={tmp_path}/{how}")
-        simulation.wait("Recovered", 200)
-        code, result = simulation.end(180)
+        simulation.wait("Recovered", 400)
+        code, result = simulation.end(400)
         text = simulation.log.read_text()
         assert code == 0, text[-3000:]
         assert ("found itself given up, and has ended" in text) == (how == "parted")
