@@ -40,7 +40,7 @@ FEW = 8
 BLOCK_ROWS = 65_536
 
 SINGLE_NOTE = (
-    "single histories: a table made up in the likeness of a trained one, one core, from raw ids to raw ids; dense: the "
+    "single histories: a table made up in the likeness of a trained one; one thread, from raw ids to raw ids; dense: "
     "scores and the best of them alone, without ids"
 )
 

@@ -1,26 +1,27 @@
 """One history at a time: what `benchmark retrieve` says of latency.
 
 In: a shape. Out: milliseconds of a whole `Recommender.recommend` (raw ids in, raw ids out) by each way to answer,
-beside the exact product of dense rows of equal bytes (NumPy's matrix × vector, `argpartition`, the best in order).
-All run on one core, to which the process is bound for that time, and take turns of a few histories each. Early
-answers also have their recall: the share of the exact answer's items that they have.
+beside the exact product of dense rows of equal bytes (matrix × vector, `argpartition`, the best in order). All run in
+one thread and take turns of a few histories each. Early answers also have their recall: the share of the exact answer's
+items that they have.
 
 Beside the time on the clock stands the core's time: on a machine that others use, the first also has what they took.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from hse_dist.benchmark.made_up import MadeUp
+from hse_dist.cluster import prepare_process
+from hse_dist.config import ClusterSettings
 from hse_dist.export.format import load_export, write_export
 from hse_dist.export.recommender import Recommender
 
@@ -40,7 +41,8 @@ def measure_single(
     """Figures for the report, and a row for each way."""
     made = MadeUp(items, live, dims)
     asked = [rows.tolist() for rows in made.histories(queries + TURN, history)]
-    with tempfile.TemporaryDirectory() as folder, one_core():
+    prepare_process(ClusterSettings(cpus_per_worker=1))
+    with tempfile.TemporaryDirectory() as folder:
         ids = pa.array(np.arange(items))
         place = f"{folder}/export"
         summary = write_export(place, made.blocks(), item_ids=ids, dims=dims, row_norm="unit", form="mapped")
@@ -62,20 +64,6 @@ def measure_single(
         "early_recall": early["recall"],
     }
     return figures, rows
-
-
-@contextmanager
-def one_core() -> Iterator[None]:
-    """Bind the process to one of its cores, where the system can: libraries start threads of their own."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _starts(folder: str, history: list[int], top: int) -> dict[str, float]:
@@ -104,13 +92,14 @@ def _ways(folder: str, top: int, made: MadeUp) -> Ways:
         ways[f"index, 1/{part} of the entries"] = _ask(Recommender(export, 1, early=export.matrix.nnz // part), top)
     ways["all postings, by columns"] = _ask(sweep, top)
     narrow = 2 * made.live
-    table = np.random.default_rng(0).standard_normal((made.items, narrow), dtype=np.float32)
+    table = torch.from_numpy(np.random.default_rng(0).standard_normal((made.items, narrow), dtype=np.float32))
     ways[f"dense, D = {narrow} (same bytes)"] = lambda history: _dense(table, history, top)
     return ways
 
 
-def _dense(table: np.ndarray, history: list[int], top: int) -> list[int]:
-    scores = table @ table[history].sum(0)
+def _dense(table: torch.Tensor, history: list[int], top: int) -> list[int]:
+    # torch's product keeps to its threads, NumPy's takes all cores; both wait for the memory
+    scores = (table @ table[history].sum(0)).numpy()
     scores[history] = -np.inf
     best = np.argpartition(scores, -top)[-top:]
     return best[np.argsort(-scores[best])].tolist()

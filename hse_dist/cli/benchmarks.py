@@ -175,7 +175,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("history", 60, "mean history of a user"),
             Option("repeats", 3, "answers measured; the median counts"),
             Option("threads", None, "threads of arithmetic (default: all cores)"),
-            Option("queries", 400, "histories that are asked one at a time, on one core"),
+            Option("queries", 400, "histories that are asked one at a time, in one thread"),
             Option("single_history", 50, "items of each of these"),
             Option("part", "all", "leave out the many users", ("all", "single")),
         ),

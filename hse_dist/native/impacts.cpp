@@ -21,7 +21,7 @@ namespace {
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 constexpr int64_t BLOCK = 32;        // postings whose largest impact is known
 constexpr int64_t RANGE = 1 << 16;   // rows
-constexpr int64_t RESCORE = 64;      // postings that are read in the time in which one item is scored from its row
+constexpr int64_t RESCORE = 128;     // postings that are read in the time in which one item is scored from its row
 constexpr int64_t AHEAD = 8;         // items, and lists, that are fetched before they are looked at
 constexpr size_t FAR = 24;           // blocks, likewise
 constexpr int64_t LEVELS = 2048;     // of contributions: eight an octave
@@ -152,12 +152,12 @@ bool untouched(float partial) {
     return bits == std::numeric_limits<int32_t>::min();
 }
 
-// The rows of a range whose partial score and n · more are at least `least`, rising; `touched`: of those that something
-// was added to.
+// The rows of a range whose partial score and n · more are at least `least`, rising, or too many of them: more than `most`.
+// `touched`: of those that something was added to.
 FOR_EACH_CPU void reaching(const int32_t* lengths, const float* partial, int64_t count, float more, float least,
-                           bool touched, std::vector<int32_t>& found) {
+                           bool touched, int64_t most, std::vector<int32_t>& found) {
     found.clear();
-    for (int64_t begin = 0; begin < count; begin += 64) {
+    for (int64_t begin = 0; begin < count && int64_t(found.size()) <= most; begin += 64) {
         const int64_t end = std::min(begin + 64, count);
         int any = 0;
         for (int64_t j = begin; j < end; ++j) any |= partial[j] + float(lengths[j]) * more >= least;
@@ -237,8 +237,9 @@ void exact(const Index& index, const Matrix& matrix, Query& query, const Choice&
                 counts.scored += int64_t(found.size());
                 for (int32_t row : found) partial[row] = NOTHING;  // is scored
             }
-            reaching(matrix.lengths + first, partial, count, slack.beside(least, all), best.bound(), all, found);
-            if (all || int64_t(found.size()) * RESCORE <= read / 2 + count / 4) {
+            const int64_t few = all ? count : (read / 2 + count / 4) / RESCORE;
+            reaching(matrix.lengths + first, partial, count, slack.beside(least, all), best.bound(), all, few, found);
+            if (int64_t(found.size()) <= few) {
                 size_t kept = 0;
                 for (int32_t row : found)
                     if (partial[row] != NOTHING && choice(first + row)) found[kept++] = row;
@@ -251,7 +252,7 @@ void exact(const Index& index, const Matrix& matrix, Query& query, const Choice&
                         best.offer({0.0f, first + j});
                         ++zeros;
                     }
-                if (tries == 1 && int64_t(kept) * RESCORE < read / 8) least *= 1.5f;
+                if (tries == 1 && int64_t(kept) * RESCORE < read / 4) least *= 1.2f;
                 least = std::max(least, smallest);
                 break;
             }
