@@ -1,7 +1,7 @@
 """`hse-dist serve --replicas 0`: the same application in this process, without Ray.
 
 In: options. Out: a server on a thread of its own, until the block ends; requests under way are answered first. For one
-machine that needs one process: a request costs a tenth of what it costs by Ray Serve's proxy and a replica.
+machine that needs one process: a request costs a quarter of what it costs by Ray Serve's proxy and a replica.
 """
 
 from __future__ import annotations
