@@ -39,13 +39,22 @@ class NewRows:
     def rows(self) -> int:
         return len(self.offsets) - 1
 
+    def last(self, rows: int) -> NewRows:
+        """The last so many of them."""
+        begin = self.rows - rows
+        first = self.offsets[begin]
+        return NewRows(self.offsets[begin:] - first, self.columns[first:], self.values[first:], self.gains[begin:])
 
-def append_rows(table: PackedTable, new: NewRows, dims: int | None = None) -> PackedTable:
+
+def append_rows(
+    table: PackedTable, new: NewRows, dims: int | None = None, lengths: np.ndarray | None = None
+) -> PackedTable:
     """The table with the new rows at its end; a collective call, after which the old one is to be let go.
 
     Args:
         new: the same on all ranks.
         dims: D of the new table, at least that of the old one; None: the same.
+        lengths: slots that each row of before is to have, int64 [rows]; None: as many as it has.
 
     Raises:
         ConfigError: D would fall, an entry lies beyond it, or live entries are blocks.
@@ -56,13 +65,46 @@ def append_rows(table: PackedTable, new: NewRows, dims: int | None = None) -> Pa
     if dims < table.dims or (len(new.columns) and int(new.columns.max()) >= dims):
         raise ConfigError(f"A table of {table.dims} columns cannot get rows for {dims} columns.")
     width, warm = table.layout.width, table.warm_accumulator
-    lengths = np.concatenate([table.layout.capacities(0, table.rows), np.diff(new.offsets)])
+    before = table.layout.capacities(0, table.rows) if lengths is None else lengths
+    lengths = np.concatenate([before, np.diff(new.offsets)])
     layout, rows = RowLayout.from_lengths(lengths, width), table.rows
     contents = take_out(table)
     _append_entries(contents, new, layout.capacities(rows, layout.rows), rows, dims, warm)
     if contents.gains and contents.first_gain + len(contents.gains[0]) == rows:
         _append_gains(contents, new, warm)
     return put_in(contents, layout)
+
+
+def replace_rows(table: PackedTable, rows: np.ndarray, new: NewRows) -> None:
+    """Give rows of the table other items: the first ones of `new`, in their order. A collective call.
+
+    Accumulators begin anew; entries that a row has no slots for are left out.
+
+    Args:
+        rows: int64 [n], rising; the same on all ranks, as `new`.
+    """
+    owned, counts = table.owned(), np.diff(new.offsets)
+    for place, row in enumerate(rows.tolist()):
+        if owned.first <= row < owned.last:
+            slots = slice(*owned.offsets[row - owned.first : row - owned.first + 2])
+            count = min(int(counts[place]), slots.stop - slots.start)
+            owned.values[slots], owned.columns[slots] = 0.0, owned.dims
+            entries = slice(new.offsets[place], new.offsets[place] + count)
+            filled = slice(slots.start, slots.start + count)
+            owned.values[filled], owned.columns[filled] = new.values[entries], new.columns[entries]
+    table.put_back(owned)
+    chunks = table.layout.chunks_of(torch.from_numpy(rows).to(table.layout.offsets.device))[0].cpu().numpy()
+    first, last = table.ranges[table.ranks.rank]
+    mine = torch.from_numpy(chunks[(chunks >= first) & (chunks < last)] - first)
+    for kept in table.accumulators("values"):
+        kept[mine.to(kept.device)] = table.warm_accumulator
+    shards, begin = table.gain_shards()
+    if shards:
+        here = (rows >= begin) & (rows < begin + len(shards[0]))
+        places = torch.from_numpy(rows[here] - begin).to(shards[0].device)
+        shards[0][places] = _stored_gains(new.gains[: len(rows)][here], shards[0].shape[1]).to(shards[0])
+        for kept in shards[1:]:
+            kept[places] = table.warm_accumulator
 
 
 def _append_entries(
@@ -72,7 +114,7 @@ def _append_entries(
     owned = contents.owned
     owned.columns = np.where(owned.columns == owned.dims, dims, owned.columns).astype(np.int32)
     owned.dims = dims
-    if not (owned.first < owned.last == rows):
+    if not (owned.first < owned.last == rows and new.rows):
         return
     ends = np.cumsum(capacities)
     values, columns = np.zeros(ends[-1], np.float32), np.full(ends[-1], dims, np.int32)
@@ -89,10 +131,16 @@ def _append_entries(
 
 def _append_gains(contents: Contents, new: NewRows, warm: float) -> None:
     gains, *accumulators = contents.gains
-    more = torch.zeros(new.rows, gains.shape[1])
-    more[:, 0] = torch.from_numpy(np.abs(new.gains))
-    more[:, 1] = torch.from_numpy(np.where(new.gains < 0, -1.0, 1.0).astype(np.float32))
+    more = _stored_gains(new.gains, gains.shape[1])
     contents.gains = [torch.cat([gains, more.to(gains)]), *(_longer(kept, new.rows, warm) for kept in accumulators)]
+
+
+def _stored_gains(gains: np.ndarray, width: int) -> torch.Tensor:
+    """As they stand in the table: size, sign, zeros."""
+    stored = torch.zeros(len(gains), width)
+    stored[:, 0] = torch.from_numpy(np.abs(gains))
+    stored[:, 1] = torch.from_numpy(np.where(gains < 0, -1.0, 1.0).astype(np.float32))
+    return stored
 
 
 def _longer(kept: torch.Tensor, count: int, value: float) -> torch.Tensor:

@@ -180,6 +180,21 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("part", "all", "leave out the many users", ("all", "single")),
         ),
     ),
+    "prequential": (
+        "quality on the next day of a log with new items: continued daily, trained anew daily, never trained again",
+        (
+            Option("users", 3000, "of the made-up log"),
+            Option("items", 1500, "of the made-up log"),
+            Option("history", 30, "mean interactions a user"),
+            Option("days", 8, "after the first"),
+            Option("live", 16, "k, live entries a row"),
+            Option("epochs", 5, "of a training from scratch"),
+            Option("daily_epochs", 1, "of a day's continuation"),
+            Option("start", "hse", "of a training from scratch", ("hse", "local_inverse", "random")),
+            Option("continues_from", "best", "checkpoint of the day before that is continued", ("best", "newest")),
+            Option("seed", 0, "of the log and of training", least=0),
+        ),
+    ),
     "quality": (
         "nDCG@100 against bytes an item, of our rows and of every baseline; goes on from what is there",
         (

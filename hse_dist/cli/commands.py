@@ -23,12 +23,16 @@ def prepare(words: Namespace) -> Result:
     from hse_dist.data.prepare import prepare as run
 
     with connect(config.cluster):
-        return run(config)
+        return run(config, extend=words.extend)
 
 
 def train(words: Namespace) -> Result:
     """Prepared folder → run folder."""
     config = _config(words)
+    if words.follow:
+        from hse_dist.train.follow import follow
+
+        return follow(config)
     from hse_dist.train.driver import train as run
 
     return run(config)

@@ -68,8 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     jobs = parser.add_subparsers(dest="job", metavar="JOB", required=True)
-    _add(jobs, "prepare", "make the histories and the vocabulary from a raw log")
-    _add(jobs, "train", "make the start, train it, keep the best checkpoint by validation")
+    _add_prepare(jobs)
+    train = _add(jobs, "train", "make the start, train it, keep the best checkpoint by validation")
+    train.add_argument("--follow", action="store_true", help="watch the log; a round of training for all that comes")
     _add_simulate(jobs)
     add_submit(_add(jobs, "submit", "run a job on a Ray cluster that is there, and end as it ends"), _number)
     evaluate = _add(jobs, "evaluate", "rank the whole catalogue for held-out users")
@@ -102,6 +103,12 @@ def _add_overrides(job: argparse.ArgumentParser) -> None:
     job.add_argument(
         "overrides", metavar="section.key=value", nargs="*", default=[], help="settings that replace those of CONFIG"
     )
+
+
+def _add_prepare(jobs: Jobs) -> None:
+    job = _add(jobs, "prepare", "make the histories and the vocabulary from a raw log")
+    text = "a prepared folder: read only files of the log that are not in it, and let its items keep their rows"
+    job.add_argument("--extend", metavar="FOLDER", help=text)
 
 
 def _add_simulate(jobs: Jobs) -> None:

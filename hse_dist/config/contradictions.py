@@ -24,7 +24,7 @@ MOST_DENSE_ON_GPU = 2048
 def contradictions(config: Config) -> list[str]:
     """All contradictions of the configuration; empty if there are none."""
     item, sparsity = config.tables.item, config.sparsity
-    problems = [*_data(config.data), *_memory(config)]
+    problems = [*_data(config.data), *_memory(config), *_continued(config)]
     if item.kind == "dense":
         return problems + list(_dense(config))
     problems += [*_start(config), *_budget(item, sparsity), *_rewire(sparsity)]
@@ -39,6 +39,11 @@ def _data(data: DataSettings) -> Iterator[str]:
         yield f"data.min_rating = {data.min_rating} needs data.columns.rating"
     if split.target_order == "last" and data.columns.timestamp is None:
         yield 'data.split.target_order = "last" needs data.columns.timestamp'
+    if data.evict_after_days is not None and not (data.extendable and data.columns.timestamp):
+        needs = "data.extendable = true and data.columns.timestamp"
+        yield f"data.evict_after_days = {data.evict_after_days} needs {needs}"
+    if data.extendable and (data.source == "synthetic" or data.source.startswith("catalog:")):
+        yield f'data.extendable = true is for a log that grows, but data.source = "{data.source}"'
     if (data.source == "synthetic") != (data.synthetic is not None):
         yield 'data.source = "synthetic" and the section data.synthetic go together'
 
@@ -48,6 +53,26 @@ def _memory(config: Config) -> Iterator[str]:
     if kernel != "fused" and config.cluster.device != "cuda":
         device = config.cluster.device
         yield f'tables.item.kernel = "{kernel}" is for the memory of GPUs, but cluster.device = "{device}"'
+
+
+def _continued(config: Config) -> Iterator[str]:
+    item, sparsity, continues = config.tables.item, config.sparsity, config.run.continues
+    if item.spare_columns and item.dims != "items":
+        yield f'tables.item.spare_columns = {item.spare_columns} needs tables.item.dims = "items"'
+    if item.spare_columns and sparsity.structure.kind != "single":
+        structure = sparsity.structure.kind
+        yield f'tables.item.spare_columns is for single entries, but sparsity.structure.kind = "{structure}"'
+    if continues is None:
+        return
+    name, kind = f'run.continues = "{continues}"', sparsity.schedule.kind
+    if item.kind == "dense":
+        yield f'{name} is for packed rows, but tables.item.kind = "dense"'
+    if kind in FALLING:
+        yield f'{name} goes on with fewer live entries already: sparsity.schedule.kind = "{kind}" would cut them again'
+    if sparsity.structure.kind != "single":
+        yield f'{name} adds rows of single entries, but sparsity.structure.kind = "{sparsity.structure.kind}"'
+    if continues == config.run.folder:
+        yield f"{name} is run.folder itself"
 
 
 def _dense(config: Config) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hse_dist.config.base import SCHEMES, Fraction, Settings
 
@@ -62,6 +62,11 @@ class DataSettings(Settings):
     """Schemes of a URI that may be opened as `source`."""
     folder: str = "runs/data"
     """Where the prepared histories live."""
+    extendable: bool = False
+    """Whether the prepared folder keeps what `prepare --extend` needs: the interactions, and which files were read."""
+    evict_after_days: PositiveFloat | None = None
+    """An extension leaves out items that no further user has taken for so long before the newest interaction, and gives
+    their rows to new ones; times that are numbers are seconds."""
     columns: ColumnNames = ColumnNames()
     ids: Literal["auto", "integer", "string"] = "auto"
     """Type of the user and item ids; `auto` keeps that of the log (in text files: what the first lines look like)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from hse_dist.config.base import Settings
 
@@ -53,6 +53,8 @@ class TableSettings(Settings):
     """Packed rows of live entries, or the dense baseline."""
     dims: Dims = "items"
     """D, the number of columns; `items` is one a row (full rank)."""
+    spare_columns: NonNegativeInt = 0
+    """Columns beyond one a row where `dims` is `items`: each later new item gets one for itself, until none is left."""
     live: Annotated[int, Field(ge=1, le=4096)] = 32
     """Mean live entries a row: the budget is live × rows."""
     chunk_width: Literal[8, 16, 32] = 16

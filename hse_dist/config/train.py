@@ -17,6 +17,10 @@ class RunSettings(Settings):
     """Seed of the random start, negatives, dropout, random growth and the order of users."""
     resume: Literal["auto", "never", "must"] = "auto"
     """What to do about a checkpoint in `folder`: use it if there is one, refuse it, or insist on it."""
+    continues: str | None = None
+    """Folder of another run, a checkpoint of which takes the place of a start: its data may have had fewer items."""
+    continues_from: Literal["newest", "best"] = "newest"
+    """Which checkpoint of that run it is: the newest one, or the best one by validation."""
 
 
 class ModelSettings(Settings):

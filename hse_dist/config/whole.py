@@ -18,6 +18,7 @@ from hse_dist.config.base import Settings
 from hse_dist.config.checkpoint import CheckpointSettings
 from hse_dist.config.contradictions import contradictions
 from hse_dist.config.data import DataSettings
+from hse_dist.config.follow import FollowSettings
 from hse_dist.config.metrics import MetricsSettings
 from hse_dist.config.parsing import override, parse_toml, validate
 from hse_dist.config.sparsity import SparsitySettings
@@ -47,6 +48,7 @@ class Config(Settings):
     export: ExportSettings = ExportSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     metrics: MetricsSettings = MetricsSettings()
+    follow: FollowSettings = FollowSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

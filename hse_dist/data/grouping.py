@@ -76,7 +76,11 @@ class Part:
         return total
 
 
-def group(read: Callable[[str], pa.Array], *, timed: bool) -> Part:
+Keep = Callable[[pa.Array, pa.Array, np.ndarray, np.ndarray | None], None]
+"""Takes users, items, and of each distinct interaction user · items + item (int64 [L], rising) and earliest time."""
+
+
+def group(read: Callable[[str], pa.Array], *, timed: bool, keep: Keep | None = None) -> Part:
     """Histories of interactions.
 
     Duplicates keep their earliest time; entries of the same time are ordered by item id.
@@ -84,6 +88,7 @@ def group(read: Callable[[str], pa.Array], *, timed: bool) -> Part:
     Args:
         read: gives the columns user, item and timestamp, all in one order; each is asked for once.
         timed: whether there are timestamps.
+        keep: is shown the distinct interactions before they are put in order of time; must not change them.
     """
     users, key = _encode(read("user"), by_hash=True)
     items, code = _encode(read("item"), by_hash=False)
@@ -105,6 +110,8 @@ def group(read: Callable[[str], pa.Array], *, timed: bool) -> Part:
         if times is not None:
             times = np.minimum.reduceat(times, np.flatnonzero(first))
         key = key[first]
+    if keep is not None:
+        keep(users, items, key, times)
     offsets = np.searchsorted(key, np.arange(len(users) + 1) * width).astype(np.int64)
     if times is not None:
         turn = _turns(times, offsets)

@@ -48,11 +48,21 @@ class _Files(BaseModel):
     test: list[File]
 
 
+class _Version(BaseModel):
+    """A version that this one comes from by extensions."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    items: Annotated[int, Field(ge=1, le=MOST_ITEMS)]
+
+
 class _Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     items: Annotated[int, Field(ge=1, le=MOST_ITEMS)]
     files: _Files
+    lineage: list[_Version] = []
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], int, dict[str, list[File]]]:

@@ -15,7 +15,11 @@ def thirds(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     goes on until two thirds; the tail is the rest.
 
     Args:
-        counts: int64 `[items]`, training interactions; rows stand by falling count.
+        counts: int64 `[items]`, training interactions; of equal ones the lower row is the more popular.
     """
-    before = np.cumsum(counts) - counts
-    return np.minimum(3 * before // max(int(counts.sum()), 1), 2).astype(np.uint8)
+    order = np.argsort(-counts, kind="stable")  # rows that were added later do not stand by falling count
+    falling = counts[order]
+    before = np.cumsum(falling) - falling
+    found = np.empty(len(counts), np.uint8)
+    found[order] = np.minimum(3 * before // max(int(counts.sum()), 1), 2)
+    return found

@@ -1,7 +1,9 @@
 """From a raw log to a prepared folder.
 
 In: `config.data`. Out: `vocabulary.parquet`, `histories/split=…/bucket=…/part.parquet` and `manifest.json`, which
-appear together by one rename. Four rounds of independent tasks, each over files that the round before wrote:
+appear together by one rename. With `data.extendable` the interactions are there, too, and another preparation may begin
+with them and read new files alone (`extend.py`). Four rounds of independent tasks, each over files that the round
+before wrote:
 
 1. spill: fragments of the log → interactions sorted by range of the user hash;
 2. group: ranges → histories without duplicates, item counts;                (then: items with enough users)
@@ -26,6 +28,8 @@ import pyarrow as pa
 
 from hse_dist.config import Config, DataSettings
 from hse_dist.data import catalog, synthetic
+from hse_dist.data.extend import Extended, write_ledger
+from hse_dist.data.generations import Generations
 from hse_dist.data.manifest import SPLITS
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.rounds import (
@@ -38,7 +42,7 @@ from hse_dist.data.rounds import (
 )
 from hse_dist.data.schema import Fragment, LogSchema, plan
 from hse_dist.data.shuffle import SpillTask, count_parts
-from hse_dist.data.source import find_files
+from hse_dist.data.source import LogFile, find_files
 from hse_dist.data.task_memory import Cost
 from hse_dist.data.vocabulary import assign_rows, item_counts, merge_counts, write_ids, write_vocabulary
 from hse_dist.errors import DataError
@@ -48,7 +52,7 @@ from hse_dist.tasks import map_tasks, ray_is_running
 
 VERSION = 2
 CATALOG = "catalog:"
-NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream", "on_bad_file", "schemes"}
+NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream", "on_bad_file", "schemes", "extendable", "evict_after_days"}
 """Settings that do not change what is written."""
 STAGES = {"spill": 0.35, "group": 0.42, "count": 0.08, "write": 0.15}
 """Share of time that each round takes (measured: 20 million integer interactions, two tasks)."""
@@ -58,17 +62,22 @@ MADE_UP = {"synthetic log": 0.4}
 log = logging.getLogger(__name__)
 
 
-def prepare(config: Config) -> dict[str, Any]:
+def prepare(config: Config, *, extend: str | Path | None = None, files: list[LogFile] | None = None) -> dict[str, Any]:
     """Prepare the log of `config.data` into `config.data.folder`.
+
+    Args:
+        extend: another prepared folder, of which new files of the log make this one; it stays as it is.
+        files: those of the log that are to be read, or that are new; None: all that are there.
 
     Returns:
         folder, users (by split), items, interactions, left_out (held-out users of one item), read (interactions read,
         after `min_rating`), seconds and interactions_per_second (of those read), core_seconds (of the driver and all
-        tasks), task_memory_mb (the largest peak of a task, MiB; None where the system does not tell).
+        tasks), task_memory_mb (the largest peak of a task, MiB; None where the system does not tell); of an extension
+        also new_files, new_items and evicted_rows (those that no new item has taken).
 
     Raises:
         DataError: the log cannot be used (see `source`, `schema`, `reader`), nothing is left of it, or the folder
-            cannot be written or holds something else.
+            cannot be written or holds something else; nothing of it is new.
     """
     started, began = time.perf_counter(), time.process_time()
     settings = config.data
@@ -80,10 +89,11 @@ def prepare(config: Config) -> dict[str, Any]:
             setting="data.folder",
             value=settings.folder,
         )
+    base = None if extend is None else _base(Path(extend), folder, settings)
     with writable(settings), new_folder(folder) as temporary:
         work = temporary / "work"
         work.mkdir()
-        preparation = _Preparation(settings, temporary, work)
+        preparation = _Preparation(settings, temporary, work, base, files)
         manifest, read = preparation.run()
         shutil.rmtree(work)
         write_json(temporary / "manifest.json", manifest)
@@ -100,7 +110,22 @@ def prepare(config: Config) -> dict[str, Any]:
         "interactions_per_second": round(read / seconds),
         "core_seconds": round(core_seconds, 3),
         "task_memory_mb": peak,
+        **preparation.added(),
     }
+
+
+def _base(extend: Path, folder: Path, settings: DataSettings) -> Extended:
+    """What is to be extended."""
+    if extend.absolute() == folder:
+        raise DataError(
+            f"{extend} cannot be extended in its own place: who reads it now would find other files.",
+            cause="Choose another folder for the extension.",
+            setting="data.folder",
+            value=settings.folder,
+        )
+    base = Extended(extend)
+    base.check(content_settings(settings))
+    return base
 
 
 def is_prepared(config: Config) -> bool:
@@ -155,8 +180,17 @@ def content_settings(settings: DataSettings) -> dict[str, Any]:
 class _Preparation:
     """The four rounds, from the driver's side."""
 
-    def __init__(self, settings: DataSettings, folder: Path, work: Path) -> None:
-        self.settings, self.folder, self.work = settings, folder, work
+    def __init__(
+        self,
+        settings: DataSettings,
+        folder: Path,
+        work: Path,
+        base: Extended | None = None,
+        files: list[LogFile] | None = None,
+    ) -> None:
+        self.settings, self.folder, self.work, self.base = settings, folder, work, base
+        self.files, self.fragments = files, list[Fragment]()
+        self.generations = Generations.first(0)
         self.progress = Progress(work / "progress", {**(MADE_UP if settings.synthetic is not None else {}), **STAGES})
         self.costs: dict[str, list[Cost]] = {}
         self.schema: LogSchema
@@ -169,6 +203,9 @@ class _Preparation:
         read = self._spill()
         each = [(part,) for part in range(self.parts)]
         self._map(group_part, each, "group", self.spills)
+        if self.settings.extendable:
+            before = {} if self.base is None else self.base.files
+            write_ledger(self.folder, self.files or [], before, self.fragments)
         shutil.rmtree(self.work / "spills")
         items = self._merge_items()
         counted = self._map(count_part, each, "count")
@@ -190,7 +227,17 @@ class _Preparation:
             "files": files,
             "settings": content_settings(self.settings),
         }
+        if self.base is not None:
+            manifest["lineage"] = self.base.lineage
         return manifest, read
+
+    def added(self) -> dict[str, int]:
+        """What an extension has beyond the folder that it extends."""
+        if self.base is None:
+            return {}
+        version, evicted = len(self.base.lineage), self.generations.evicted
+        new = int(((self.generations.since == version) & ~evicted).sum())
+        return {"new_files": len(self.files or ()), "new_items": new, "evicted_rows": int(evicted.sum())}
 
     def report(self, read: int, seconds: float) -> float | None:
         """Log the totals; the largest peak of a task in MiB, with a warning where it was more than the setting."""
@@ -244,8 +291,13 @@ class _Preparation:
         elif source.startswith(CATALOG):
             files = find_files(str(catalog.fetch(source.removeprefix(CATALOG))))
         else:
-            files = find_files(source, settings.format, settings.schemes)
-        self.schema, fragments = plan(files, settings)
+            files = find_files(source, settings.format, settings.schemes) if self.files is None else self.files
+        if self.base is None:
+            self.schema, fragments = plan(files, settings)
+        else:
+            files = self.base.unread(files)
+            self.schema, fragments = self.base.join(files, settings)
+        self.files, self.fragments = files, fragments
         return fragments
 
     def _map(
@@ -270,6 +322,9 @@ class _Preparation:
         merged = merge_counts(item_counts(f"{self.work}/part-{part:05d}") for part in range(self.parts))
         least = self.settings.min_item_count
         kept = merged.filter(pa.array(merged.column("count").to_numpy() >= least)).column("item").combine_chunks()
+        days = self.settings.evict_after_days
+        if self.base is not None and days is not None:
+            kept = self.base.fresh(kept, [self.work / f"part-{part:05d}" for part in range(self.parts)], days)
         if not len(kept):
             raise DataError(
                 f"None of the {merged.num_rows} items has enough users.", setting="data.min_item_count", value=least
@@ -296,7 +351,12 @@ class _Preparation:
                 known = counts["places"] >= 0
                 train[counts["places"][known]] += counts["train"][known]
                 used[counts["places"][known]] |= counts["used"][known]
-        rows = assign_rows(train, used)
-        self.items = int(used.sum())
-        write_vocabulary(self.folder / "vocabulary.parquet", items, rows, train)
+        path = self.folder / "vocabulary.parquet"
+        if self.base is None:
+            rows = assign_rows(train, used)
+            write_vocabulary(path, items, rows, train)
+        else:
+            rows, self.generations = self.base.rows(items, train, used)
+            write_vocabulary(path, items, rows, train, self.generations, self.base.prepared.item_ids())
+        self.items = int(used.sum()) if self.base is None else len(self.generations.since)
         np.save(self.work / "rows.npy", rows)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
+from hse_dist.data.generations import Generations
 from hse_dist.data.manifest import SPLITS, File, read_manifest
 from hse_dist.errors import DataError
 from hse_dist.files import refuse_devices
@@ -95,8 +96,30 @@ class Prepared:
         return digest.hexdigest()
 
     def counts(self) -> np.ndarray:
-        """Interactions by training users of each row, falling; int64 [items]."""
+        """Interactions by training users of each row, int64 [items]; falling, but for rows that an extension added."""
         return self._read_vocabulary().column("count").to_numpy().astype(np.int64)
+
+    def generations(self) -> Generations:
+        """Since which version each row is what it is, and which have no item any more."""
+        path = self.folder / "vocabulary.parquet"
+        with reading(path):
+            refuse_devices(path)
+            file = pq.ParquetFile(path)
+            if "since" not in file.schema_arrow.names:  # it extends nothing
+                return Generations.first(self.items)
+            table = file.read(columns=["since", "evicted"])
+            table.validate(full=True)
+            kinds = [field.type for field in table.schema]
+            if (
+                kinds != [pa.uint32(), pa.bool_()]
+                or table.num_rows != self.items
+                or any(c.null_count for c in table.columns)
+            ):
+                raise ValueError(
+                    f"its generations are {table.num_rows} of {', '.join(map(str, kinds))}, or some are missing"
+                )
+            since, evicted = (table.column(name).to_numpy() for name in ("since", "evicted"))
+            return Generations(since.astype(np.int64), evicted)
 
     def item_ids(self) -> pa.Array:
         """Raw id of each row, int64 or string [items]."""

@@ -41,7 +41,7 @@ def read(
     Raises:
         DataError: a damaged file, a value of another type than the column's, null ids or timestamps.
     """
-    target = schema.arrow()
+    target, min_rating = schema.arrow(), None if fragment.kept else min_rating
     batches = _raw(fragment, _needed(fragment, target, min_rating), memory)
     while True:
         try:

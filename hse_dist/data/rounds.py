@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from hse_dist.config import DataSettings
+from hse_dist.data.extend import LATEST, KeptPart
 from hse_dist.data.grouping import Part, group
 from hse_dist.data.histories import HistoryWriter, select, split_tables
 from hse_dist.data.manifest import SPLITS
@@ -78,9 +79,12 @@ def group_part(task: PartTask) -> None:
             meter(BEFORE[name], int(BEFORE[name] * spills.rows))
             return spills.read(name)
 
-        part = group(read, timed=spills.timed)
+        kept = KeptPart(Path(task.folder), task.parts[0], task.schema) if task.settings.extendable else None
+        part = group(read, timed=spills.timed, keep=kept)
         part.save(folder)
         np.save(f"{folder}/users-of-items.npy", part.count())
+        if kept is not None:
+            np.save(f"{folder}/{LATEST}", kept.latest)
         meter(1.0, spills.rows)
 
 

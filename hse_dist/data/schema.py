@@ -43,6 +43,8 @@ class Fragment:
     """Parquet row groups; None for a text file."""
     rows: int
     """Rows: exact for Parquet, an estimate from above for text."""
+    kept: bool = False
+    """Whether it is of interactions that were read before (`extend.py`), on which ratings have done their work."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class LogSchema:
         """Columns user, item and, where there is one, timestamp."""
         fields = [("user", self.user), ("item", self.item)]
         return pa.schema(fields if self.timestamp is None else [*fields, ("timestamp", self.timestamp)])
+
+    def plain(self) -> pa.Schema:
+        """The same as it is stored for others, with int64 or string ids."""
+        return pa.schema([(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in self.arrow()])
 
 
 def plan(files: list[LogFile], settings: DataSettings) -> tuple[LogSchema, list[Fragment]]:
@@ -73,6 +79,11 @@ def plan(files: list[LogFile], settings: DataSettings) -> tuple[LogSchema, list[
     if settings.columns.timestamp is not None:
         timestamp = _common(fragments, "timestamp", settings)
     return LogSchema(_common(fragments, "user", settings), _common(fragments, "item", settings), timestamp), fragments
+
+
+def counts_time(fragments: list[Fragment]) -> bool:
+    """Whether times are plain numbers, and not dates, which are read as microseconds."""
+    return not any(_kind(fragment.types["timestamp"]) == "temporal" for fragment in fragments)
 
 
 def _common(fragments: list[Fragment], role: str, settings: DataSettings) -> pa.DataType:

@@ -51,6 +51,8 @@ class LogFile:
     """Bytes as stored."""
     partition: dict[str, str | None] = field(default_factory=dict)
     """Columns that the path gives, as text; None is hive's null."""
+    modified: int | None = None
+    """When it was changed last, in ns since 1970; None where the store does not tell."""
 
     @property
     def name(self) -> str:
@@ -103,8 +105,10 @@ def expand(source: str) -> str:
     return expanded
 
 
-def find_files(source: str, format: str = "auto", schemes: Sequence[str] = SCHEMES) -> list[LogFile]:
-    """The files of a log, sorted by path.
+def find_files(
+    source: str, format: str = "auto", schemes: Sequence[str] = SCHEMES, *, required: bool = True
+) -> list[LogFile]:
+    """The files of a log, sorted by path; without `required` perhaps none.
 
     In folders and globs, names that begin with a dot or an underscore are passed over, and with `format = "auto"` also
     those whose ending is not known.
@@ -136,7 +140,7 @@ def find_files(source: str, format: str = "auto", schemes: Sequence[str] = SCHEM
         raise DataError(f"The log cannot be listed: {error}.", setting="data.source", value=source) from None
     files = [_log_file(root, info, format, explicit) for info in sorted(infos, key=lambda info: info.path)]
     found = [file for file in files if file is not None]
-    if not found:
+    if not found and required:
         endings = f"Files need one of the endings {', '.join(FORMATS)}, or a data.format."
         what = f"No file matches {path}." if WILD.search(path) else f"There is no log at {path}."
         raise DataError(what, cause=endings if infos else "Check the path.", setting="data.source", value=source)
@@ -221,7 +225,7 @@ def _log_file(root: str, info: pafs.FileInfo, format: str, explicit: bool) -> Lo
         )
     if not found:
         return None
-    return LogFile(root, info.path, found, int(info.size or 0), _partition(info.path))
+    return LogFile(root, info.path, found, int(info.size or 0), _partition(info.path), info.mtime_ns)
 
 
 def _format_of(path: str) -> str:

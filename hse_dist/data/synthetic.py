@@ -106,6 +106,30 @@ def interactions(settings: SyntheticSettings, block: int) -> Iterator[tuple[np.n
         yield users[owner], items, times
 
 
+def days(
+    settings: SyntheticSettings, count: int, *, first: float, known: float
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The log in `count` days, (users, items, timestamps) of each: on every day there are items that are new.
+
+    An item is born on a day that has nothing to do with its popularity; what users did with it before is left out.
+
+    Args:
+        first: share of the interactions that is of day 0. known: share of the items that are born on day 0.
+    """
+    blocks = [piece for block in range(count_blocks(settings)) for piece in interactions(settings, block)]
+    users, items, times = (np.concatenate(part) for part in zip(*blocks, strict=True))
+    rng = np.random.default_rng([settings.seed, 0xDA])
+    born = np.where(rng.random(settings.items) < known, 0, rng.integers(1, count, settings.items))
+    later = rng.integers(1, count, len(users))
+    day = np.where(rng.random(len(users)) < first, 0, later)
+    there = born[items] <= day
+    return [
+        (users[here], items[here], times[here] + 86_400 * 365 * number)
+        for number in range(count)
+        for here in [np.flatnonzero(there & (day == number))]
+    ]
+
+
 def _items(rng: np.random.Generator, settings: SyntheticSettings, owner: np.ndarray, users: int) -> np.ndarray:
     clusters = max(1, settings.items // CLUSTER_ITEMS)
     tastes = _ranks(rng.random((users, TASTES)), clusters)

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hse_dist.data.generations import Generations
+
 MERGE_ROWS = 4_000_000
 """Rows of (item, count) gathered before they are merged."""
 BLOCK_IDS = 1 << 16
@@ -134,19 +136,34 @@ def assign_rows(train_counts: np.ndarray, used: np.ndarray) -> np.ndarray:
     return rows
 
 
-def write_vocabulary(path: Path, items: pa.Array, rows: np.ndarray, train_counts: np.ndarray) -> None:
-    """Write columns row (uint32), item (int64 or string) and count (uint32), in row order."""
-    order = np.empty(int(rows.max(initial=-1)) + 1, np.int64)
+def write_vocabulary(
+    path: Path,
+    items: pa.Array,
+    rows: np.ndarray,
+    train_counts: np.ndarray,
+    generations: Generations | None = None,
+    before: pa.Array | None = None,
+) -> None:
+    """Write columns row (uint32), item (int64 or string) and count (uint32), in row order; and, of a version that
+    extends another one, since (uint32) and evicted (bool).
+
+    Args:
+        before: item of each row of that other version; evicted rows keep it.
+    """
+    size = int(rows.max(initial=-1)) + 1 if generations is None else len(generations.since)
+    order, counts = np.zeros(size, np.int64), np.zeros(size, np.uint32)
     known = np.flatnonzero(rows >= 0)
     order[rows[known]] = known
-    table = pa.table(
-        {
-            "row": pa.array(np.arange(len(order), dtype=np.uint32)),
-            "item": plain_ids(items.take(pa.array(order))),
-            "count": pa.array(train_counts[order].astype(np.uint32)),
-        }
-    )
-    pq.write_table(table, path, compression="zstd")
+    counts[rows[known]] = train_counts[known]
+    ids = plain_ids(items.take(pa.array(order)))
+    columns: dict[str, pa.Array] = {"row": pa.array(np.arange(size, dtype=np.uint32))}
+    if generations is not None:
+        if generations.evicted.any() and before is not None:
+            old = before.take(pa.array(np.minimum(np.arange(size), len(before) - 1)))
+            ids = pc.if_else(pa.array(generations.evicted), old, ids)
+        columns["since"] = pa.array(generations.since.astype(np.uint32))
+        columns["evicted"] = pa.array(generations.evicted)
+    pq.write_table(pa.table({**columns, "item": ids, "count": pa.array(counts)}), path, compression="zstd")
 
 
 def plain_ids(ids: pa.Array) -> pa.Array:

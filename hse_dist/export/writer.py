@@ -53,7 +53,7 @@ def export_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     prepared = Prepared(config.data.folder)
     table, step = open_best(config, prepared, ranks)
     meter = Meter(arguments["meter"] if ranks.rank == 0 else "")
-    blocks = read_rows(table, reader=ranks.rank == 0, meter=meter)
+    blocks = without_evicted(read_rows(table, reader=ranks.rank == 0, meter=meter), prepared.generations().evicted)
     if ranks.rank:
         for _ in blocks:
             pass
@@ -70,6 +70,16 @@ def export_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
         since, to = arguments["places"]
         return write_delta(to, load_export(since), blocks, **what)
     return write_export(Path(RunFolder(config).export).absolute(), blocks, form=config.export.format, **what)
+
+
+def without_evicted(blocks: Iterator[RowBlock], evicted: np.ndarray) -> Iterator[RowBlock]:
+    """The rows in order, those that have no item any more (bool [rows]) with zeros: no history makes them a score."""
+    first = 0
+    for block in blocks:
+        rows = len(block.offsets) - 1
+        owner = np.repeat(np.arange(first, first + rows), np.diff(block.offsets))
+        yield RowBlock(block.offsets, block.columns, np.where(evicted[owner], 0, block.values), block.gains)
+        first += rows
 
 
 @torch.no_grad()

@@ -36,7 +36,8 @@ class Segment:
 
 
 def row_of(export: Export, text: str | None) -> int:
-    """The row of an item by the text of its id; without a text the most popular item's, which is row 0.
+    """The row of an item by the text of its id; without a text row 0, the most popular item when its
+    catalogue was first prepared.
 
     Raises:
         UserError: there is no such item.

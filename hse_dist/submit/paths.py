@@ -28,6 +28,7 @@ def absolute(config: Config, here: Path) -> Paths:
     """The relative paths of `config`, as seen from the folder `here`."""
     given = {
         "run.folder": config.run.folder,
+        "run.continues": config.run.continues,
         "data.folder": config.data.folder,
         "export.folder": config.export.folder,
         "checkpoint.folder": config.checkpoint.folder,

@@ -61,11 +61,26 @@ class Contents:
 
 def packed_layout(table: PackedTable, slack: float) -> RowLayout:
     """The layout that the table's live entries need; a collective call."""
-    live = torch.from_numpy(lengths_needed(_live_of(table) * table.block, slack))
+    return RowLayout.from_lengths(lengths_needed(live_of_rows(table), slack), table.layout.width)
+
+
+def live_of_rows(table: PackedTable) -> np.ndarray:
+    """Live entries of every row, int64 [rows]; a collective call."""
+    live = torch.from_numpy(_live_of(table) * table.block)
     parts = table.ranks.exchange([live.to(table.ranks.device)] * table.ranks.size)
     by_first = sorted(zip(table.row_ranges, parts, strict=True), key=lambda one: one[0])
-    lengths = torch.cat([part for (first, last), part in by_first if last > first]).cpu().numpy()
-    return RowLayout.from_lengths(lengths, table.layout.width)
+    return torch.cat([part for (first, last), part in by_first if last > first]).cpu().numpy()
+
+
+def roomier(live: np.ndarray, capacities: np.ndarray, slack: float, ceiling: int) -> np.ndarray:
+    """Slots that rows are to have when a run goes on, int64 [rows]: what their live entries need, and room for one more
+    where a row has filled all that it had, so that it gets a chunk and can go on growing.
+
+    Args:
+        live, capacities: entries and slots of each row, int64 [rows]. ceiling: most entries of a row.
+    """
+    full = (live >= capacities) & (live < ceiling)
+    return np.maximum(lengths_needed(live, slack), live + full)
 
 
 def _live_of(table: PackedTable) -> np.ndarray:

@@ -28,6 +28,7 @@ from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import make_start
 from hse_dist.sparsity.start.cut import NewSelection
 from hse_dist.tasks import ray_is_running
+from hse_dist.train.continued import check_predecessor
 from hse_dist.train.sinks import check_sinks
 from hse_dist.train.worker import train_worker
 
@@ -111,6 +112,10 @@ def _make_start(config: Config, folder: RunFolder, actor: Any) -> dict[str, Any]
     """Make the start folder where it is missing, its cut decided by the server; the server's state after that."""
     server = SparsityServer(config.sparsity, 0, 1)
     if config.tables.item.kind == "dense":
+        return server.state_dict()
+    if config.run.continues is not None:
+        if CheckpointStore.of(config).latest() is None:  # else it has gone on from there already
+            check_predecessor(config, Prepared(config.data.folder))
         return server.state_dict()
     began = time.perf_counter()
     new_selection: NewSelection = server.new_cut

@@ -31,6 +31,8 @@ from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import StartFolder
 from hse_dist.sparsity.state import check_state
 from hse_dist.sparsity.tables import make_table
+from hse_dist.tables.sharded import DenseTable, PackedTable
+from hse_dist.train.continued import continued_table, record_continued
 from hse_dist.train.loop import Loop, Report
 from hse_dist.train.step import Trainer
 
@@ -47,13 +49,18 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     config: Config = arguments["config"]
     folder = RunFolder(config)
     prepared = Prepared(config.data.folder)
-    start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
     store = CheckpointStore.of(config)
     resumed, ahead, state = store.open_latest(ranks), 0, arguments["server_state"]
     if resumed is not None:
         folder.check_checkpoint(resumed.facts, resumed.address)
     layout = store.load_shared(resumed) if resumed is not None else None
-    table = make_table(config, prepared.items, start, ranks, layout)
+    table: PackedTable | DenseTable
+    if resumed is None and config.run.continues is not None:
+        continued = continued_table(config, prepared, ranks)
+        table, state = continued, record_continued(config, continued)
+    else:
+        start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
+        table = make_table(config, prepared.items, start, ranks, layout)
     stream = HistoryStream(
         prepared,
         config.data.stream,

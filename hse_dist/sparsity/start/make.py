@@ -135,6 +135,7 @@ def start_settings(config: Config, prepared: Histories) -> dict[str, Any]:
 def _dims(config: Config, items: int) -> int:
     """D; one column an item, and what whole blocks need beside them."""
     dims, unit = config.tables.item.dims, config.sparsity.structure.unit
+    items += config.tables.item.spare_columns
     return items + -items % unit if dims == "items" else dims
 
 
@@ -282,7 +283,8 @@ def _random(
     seen("random")
     item, budget = config.tables.item, config.sparsity.budget
     block, group = config.sparsity.structure.unit, _group(config)
-    dims, (floor, ceiling) = _dims(config, prepared.items) // block, row_limits(config.sparsity)
+    used = _dims(config, prepared.items) - item.spare_columns  # those are for items that come later
+    dims, (floor, ceiling) = used // block, row_limits(config.sparsity)
     lengths = row_lengths(
         prepared.counts(),
         total=live_at_start(config) * prepared.items // block,

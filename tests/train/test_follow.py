@@ -1,0 +1,227 @@
+"""A log that grows is followed: rounds, exports, and going on after an end at any point."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hse_dist.checkpoint.store import CheckpointStore
+from hse_dist.config import Config, FollowSettings, SyntheticSettings, parse_config
+from hse_dist.data import synthetic
+from hse_dist.data.prepared import Prepared
+from hse_dist.data.source import LogFile
+from hse_dist.errors import ConfigError, PreemptedError, RunFolderError
+from hse_dist.export.recommender import Recommender
+from hse_dist.testing.runs import SMALL, as_toml
+from hse_dist.train import follow as module
+from hse_dist.train.follow import State, complete, follow, next_step
+
+DAYS = synthetic.days(SyntheticSettings(users=300, items=150, mean_history=14), 4, first=0.6, known=0.7)
+
+
+def write_day(place: Path, day: int) -> None:
+    """A partition that appears by a rename, and was complete a minute ago."""
+    users, items, times = DAYS[day]
+    folder, hidden = place / "log" / f"day={day}", place / "log" / f".day={day}"
+    hidden.mkdir(parents=True)
+    pq.write_table(pa.table({"user_id": users, "item_id": items, "timestamp": times}), hidden / "part.parquet")
+    os.utime(hidden / "part.parquet", (time.time() - 60, time.time() - 60))
+    hidden.rename(folder)
+
+
+def config_of(place: Path, **changes: Any) -> Config:
+    raw = json.loads(json.dumps(SMALL))
+    raw["run"] = {"folder": str(place / "run")}
+    raw["data"] = {"source": str(place / "log"), "folder": str(place / "data"), "extendable": True}
+    raw["data"] |= {"users_per_row_group": 32, "columns": {"timestamp": "timestamp"}}
+    raw["follow"] = {"watermark_seconds": 30, "poll_seconds": 0.01, "epochs": 1, "rounds": 3}
+    raw["tables"]["item"]["slack"] = 0.4
+    for path, value in changes.items():
+        *sections, name = path.split("__")
+        table = raw
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[name] = value
+    return parse_config(raw, "of a test")
+
+
+def latest(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place / "run" / "exports" / "latest.json").read_text())
+    return found
+
+
+def tables_of(place: Path) -> dict[str, Any]:
+    """Per round that is there, the last step and what its table holds, from its export."""
+    found = {}
+    for path in sorted((place / "run" / "exports").glob("0*")):
+        export = Recommender.load(path)
+        found[path.name] = (export.item_ids.to_pylist(), export.recommend(export.item_ids[:3].to_pylist(), 20))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("state", "settings", "news", "idle", "step"),
+    [
+        (State(0, 0, 0), {}, False, 1e9, "wait"),
+        (State(0, 0, 0), {}, True, 0.0, "prepare"),
+        (State(1, 0, 0), {}, True, 0.0, "train"),
+        (State(1, 1, 0), {}, True, 0.0, "export"),
+        (State(2, 1, 0), {"rounds": 1}, True, 0.0, "export"),
+        (State(2, 1, 1), {"rounds": 1}, True, 0.0, "train"),
+        (State(1, 1, 1), {"rounds": 1}, True, 0.0, "end"),
+        (State(1, 1, 1), {"idle_seconds": 5.0}, False, 4.9, "wait"),
+        (State(1, 1, 1), {"idle_seconds": 5.0}, False, 5.0, "end"),
+        (State(1, 1, 1), {"idle_seconds": 5.0}, True, 9.0, "prepare"),
+        (State(5, 5, 3), {"export_every": 3}, True, 0.0, "prepare"),
+        (State(7, 6, 3), {"export_every": 3}, True, 0.0, "export"),
+    ],
+)
+def test_what_is_next_follows_from_what_is_there(state, settings, news, idle, step):
+    assert next_step(state, FollowSettings(**settings), news=news, idle_seconds=idle) == step
+
+
+def test_a_partition_is_complete_when_all_of_it_is_older_than_the_watermark():
+    ages = {"a/1": 100, "a/2": 10, "b/1": 100, "b/2": 60, "c/1": None}
+    now = 10**18
+    files = [
+        LogFile("", path, "parquet", 1, modified=None if age is None else now - age * 10**9)
+        for path, age in ages.items()
+    ]
+    assert [file.path for file in complete(files, now, 50)] == ["b/1", "b/2", "c/1"]
+    assert len(complete(files, now, 0)) == 5
+
+
+def test_rounds_follow_the_log_and_newest_exports_know_new_items(tmp_path):
+    days = iter(range(3))
+
+    def sleep(seconds: float) -> None:
+        write_day(tmp_path, next(days))
+
+    config = config_of(tmp_path, follow__keep=2)
+    (tmp_path / "log").mkdir()
+    result = follow(config, sleep)
+    assert (result["rounds"], result["rounds_now"]) == (3, 3)
+    assert latest(tmp_path)["round"] == 3 and latest(tmp_path)["folder"] == "0003"
+    for folder in ("run/rounds", "run/exports", "data"):
+        assert sorted(path.name for path in (tmp_path / folder).glob("0*")) == ["0002", "0003"]
+    exports = tables_of(tmp_path)
+    before, after = exports["0002"][0], exports["0003"][0]
+    assert len(after) > len(before) and after[: len(before)] == before
+    assert after == Prepared(tmp_path / "data" / "0003").item_ids().to_pylist()
+    again = follow(config, sleep)
+    assert again["rounds_now"] == 0 and again["latest"] == result["latest"]
+    for content in ("[]", '{"round": "3"}'):
+        (tmp_path / "run" / "exports" / "latest.json").write_text(content)
+        with pytest.raises(RunFolderError, match="newest export"):
+            follow(config, sleep)
+
+
+def test_an_end_at_any_point_changes_nothing(tmp_path, monkeypatch):
+    places = [tmp_path / name for name in ("whole", "broken")]
+    for place in places:
+        write_day(place, 0)
+    feeding = {place: iter(range(1, 3)) for place in places}
+
+    def feed(place: Path) -> Callable[[float], None]:
+        return lambda seconds: write_day(place, next(feeding[place]))
+
+    whole, broken = (config_of(place) for place in places)
+    follow(whole, feed(places[0]))
+    ends = 0
+    for name in ("prepare", "train", "export"):
+        real = getattr(module, name)
+        for when in ("before", "after"):
+
+            def end(*given: Any, when: str = when, real: Any = real, **named: Any) -> Any:
+                if when == "after":
+                    real(*given, **named)
+                raise PreemptedError("Stopped.")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(module, name, end)
+                try:
+                    follow(broken, feed(places[1]))
+                except PreemptedError:
+                    ends += 1
+    follow(broken, feed(places[1]))
+    assert ends == 6 and tables_of(places[0]) == tables_of(places[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__extendable": False}, r"data\.extendable"),
+        ({"run__continues": "x"}, r"run\.continues"),
+        ({"sparsity__schedule__kind": "one_shot", "sparsity__schedule__live_start": 10}, "cut them again"),
+    ],
+)
+def test_settings_that_no_later_round_could_use_are_refused_at_once(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        follow(config_of(tmp_path, **changes))
+
+
+def start(place: Path, config: Config, log: Path) -> subprocess.Popen[bytes]:
+    (place / "follow.toml").write_text(as_toml(config))
+    command = [sys.executable, "-W", "ignore", "-m", "hse_dist.cli", "train", str(place / "follow.toml"), "--follow"]
+    with log.open("wb") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=place)
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < end, log.read_text()[-3000:]
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_ends_a_round_with_a_checkpoint_and_the_next_one_goes_on(tmp_path, number):
+    for place in (tmp_path / "whole", tmp_path / "broken"):
+        for day in range(2):
+            write_day(place, day)
+    changes = {"follow__rounds": 1, "train__epochs": 40, "train__checkpoint_every": 500, "train__evaluate_every": 40}
+    whole, broken = (config_of(tmp_path / name, **changes) for name in ("whole", "broken"))
+    follow(whole)
+    place, log = tmp_path / "broken", tmp_path / "log.txt"
+    process = start(place, broken, log)
+    metrics = place / "run" / "rounds" / "0001" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and '"train"' in metrics.read_text(), process, log)
+    process.send_signal(number)
+    assert process.wait(60) == 143, log.read_text()[-3000:]
+    steps = [one.step for one in CheckpointStore(place / "run" / "rounds" / "0001" / "checkpoints", 2).all()]
+    assert 0 < max(steps) < 300
+    assert not (place / "run" / "rounds" / "0001" / "round.json").exists()
+    follow(broken)
+    assert tables_of(tmp_path / "whole") == tables_of(place)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_two_workers_follow_a_log_end_while_they_wait_and_go_on(tmp_path):
+    write_day(tmp_path, 0)
+    config = config_of(tmp_path, cluster__workers=2, follow__rounds=2)
+    log = tmp_path / "log.txt"
+    process = start(tmp_path, config, log)
+    wait_for(lambda: (tmp_path / "run" / "exports" / "latest.json").exists(), process, log, 300)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143, log.read_text()[-3000:]
+    write_day(tmp_path, 1)
+    process = start(tmp_path, config, log)
+    assert process.wait(300) == 0, log.read_text()[-3000:]
+    assert latest(tmp_path)["round"] == 2
+    assert json.loads(log.read_text().splitlines()[-1])["rounds_now"] == 1
+    shutil.rmtree(tmp_path / "run" / "rounds")
