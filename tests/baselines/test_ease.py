@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -24,8 +26,10 @@ def folder() -> Folder:
 
 @pytest.mark.parametrize(("dtype", "accuracy"), [(np.float64, 1e-6), (np.float32, 2e-4)])
 @pytest.mark.parametrize("side", [1024, 130, 48])
-def test_scores_are_those_of_the_slow_ease(folder, monkeypatch, dtype, accuracy: float, side: int) -> None:
+@pytest.mark.parametrize("most", [0, ease.SCIPY_ITEMS])
+def test_scores_are_those_of_the_slow_ease(folder, monkeypatch, dtype, accuracy: float, side: int, most: int) -> None:
     monkeypatch.setattr(ease, "_SIDE", side)
+    monkeypatch.setattr(ease, "SCIPY_ITEMS", most)
     x, inputs = folder.matrix("train"), folder.matrix("test")
     model = fit_ease(x, 20.0, dtype)
     assert model.inverse.dtype == dtype and model.inverse.flags.c_contiguous
@@ -41,7 +45,8 @@ def test_the_fit_takes_one_matrix(folder, monkeypatch) -> None:
     made: list[np.ndarray] = []
     gram = ease._gram
     monkeypatch.setattr(ease, "_gram", lambda *arguments: made.append(gram(*arguments)) or made[-1])
-    for dtype in (np.float32, np.float64):
+    for dtype, most in product((np.float32, np.float64), (0, ease.SCIPY_ITEMS)):
+        monkeypatch.setattr(ease, "SCIPY_ITEMS", most)
         assert np.shares_memory(fit_ease(folder.matrix("train"), 20.0, dtype).inverse, made[-1])
 
 
