@@ -22,6 +22,7 @@ from hse_dist.screen import show_cursor
 
 TELL_AGAIN_SECONDS = 1.0
 _asked = threading.Event()
+_came = threading.Event()
 log = logging.getLogger(__name__)
 
 
@@ -38,6 +39,11 @@ def ask() -> None:
 def forget() -> None:
     """Go on as if nobody had asked; for a process that works for one run after the other."""
     _asked.clear()
+
+
+def came() -> bool:
+    """Whether SIGTERM came during the last `stoppable` block of this process, perhaps too late for its training."""
+    return _came.is_set()
 
 
 def listen() -> None:
@@ -71,11 +77,13 @@ def stoppable(grace_seconds: float, tell: Callable[[], None] | None = None) -> I
     """
     over = threading.Event()
     forget()
+    _came.clear()
 
     def stop(number: int, frame: FrameType | None) -> None:
         if asked():
             return
         ask()
+        _came.set()
         threading.Thread(target=_wait, args=(over, grace_seconds, tell), name="grace", daemon=True).start()
 
     try:

@@ -28,10 +28,10 @@ from hse_dist.config import Config, FollowSettings, parse_config
 from hse_dist.data.extend import Extended
 from hse_dist.data.prepare import prepare
 from hse_dist.data.source import LogFile, find_files
-from hse_dist.errors import ConfigError, RunFolderError
+from hse_dist.errors import ConfigError, PreemptedError, RunFolderError
 from hse_dist.export.writer import export
 from hse_dist.files import replace_folder, write_json
-from hse_dist.preemption import ending
+from hse_dist.preemption import came, ending
 from hse_dist.run_folder import read_record
 from hse_dist.train.driver import train
 
@@ -104,6 +104,8 @@ def follow(config: Config, sleep: Callable[[float], None] = time.sleep) -> dict[
                 sleep(config.follow.poll_seconds)
                 continue
             following.do(step, state, news)
+            if step == "train" and came():  # after the last step, which is an end of training like any other
+                raise PreemptedError("Stopped by SIGTERM at the end of a round.", cause="Run it again to go on.")
             idle_since = time.monotonic()
     latest = following.exports / LATEST
     return {

@@ -25,6 +25,7 @@ from hse_dist.data.source import LogFile
 from hse_dist.errors import ConfigError, PreemptedError, RunFolderError
 from hse_dist.export.recommender import Recommender
 from hse_dist.testing.runs import SMALL, as_toml
+from hse_dist.train import driver
 from hse_dist.train import follow as module
 from hse_dist.train.follow import State, complete, follow, next_step
 
@@ -157,6 +158,24 @@ def test_an_end_at_any_point_changes_nothing(tmp_path, monkeypatch):
                     ends += 1
     follow(broken, feed(places[1]))
     assert ends == 6 and tables_of(places[0]) == tables_of(places[1])
+
+
+def test_a_signal_after_the_last_step_of_a_round_ends_it_too(tmp_path, monkeypatch):
+    write_day(tmp_path, 0)
+    config, real = config_of(tmp_path, follow__rounds=1), driver.run_workers
+
+    def late(*given: Any, **named: Any) -> Any:
+        found = real(*given, **named)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "run_workers", late)
+        with pytest.raises(PreemptedError, match="end of a round"):
+            follow(config)
+    assert (tmp_path / "run" / "rounds" / "0001" / "round.json").exists()
+    assert not (tmp_path / "run" / "exports").exists()
+    assert follow(config)["rounds_now"] == 0 and latest(tmp_path)["round"] == 1
 
 
 @pytest.mark.parametrize(
