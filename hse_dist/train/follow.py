@@ -148,9 +148,12 @@ class _Following:
         """What is there."""
         latest = self.exports / LATEST
         exported = read_record(latest, "name of the newest export").get("round") if latest.exists() else 0
-        if type(exported) is not int:
-            raise RunFolderError(f"{latest} does not say of which round the newest export is.", cause="Remove it.")
-        return State(_newest(self.data, "manifest.json"), _newest(self.rounds, ROUND), exported)
+        trained = _newest(self.rounds, ROUND)
+        if type(exported) is not int or not 0 <= exported <= trained:
+            raise RunFolderError(
+                f"{latest} does not say of which of the {trained} rounds the newest export is.", cause="Remove it."
+            )
+        return State(_newest(self.data, "manifest.json"), trained, exported)
 
     def news(self) -> list[LogFile]:
         """Files of complete partitions that the newest version has not read."""

@@ -123,7 +123,7 @@ def test_rounds_follow_the_log_and_newest_exports_know_new_items(tmp_path):
     assert after == Prepared(tmp_path / "data" / "0003").item_ids().to_pylist()
     again = follow(config, sleep)
     assert again["rounds_now"] == 0 and again["latest"] == result["latest"]
-    for content in ("[]", '{"round": "3"}'):
+    for content in ("[]", '{"round": "3"}', '{"round": 4}', '{"round": -1}'):
         (tmp_path / "run" / "exports" / "latest.json").write_text(content)
         with pytest.raises(RunFolderError, match="newest export"):
             follow(config, sleep)
