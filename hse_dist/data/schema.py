@@ -81,6 +81,15 @@ def plan(files: list[LogFile], settings: DataSettings) -> tuple[LogSchema, list[
     return LogSchema(_common(fragments, "user", settings), _common(fragments, "item", settings), timestamp), fragments
 
 
+def has_rows(file: LogFile, settings: DataSettings) -> bool:
+    """Whether a file has any row, as far as its header or footer tells.
+
+    Raises:
+        DataError: see the module docstring.
+    """
+    return any(fragment.rows for fragment in _fragments(file, settings))
+
+
 def counts_time(fragments: list[Fragment]) -> bool:
     """Whether times are plain numbers, and not dates, which are read as microseconds."""
     return not any(_kind(fragment.types["timestamp"]) == "temporal" for fragment in fragments)
@@ -141,6 +150,8 @@ def _fragments(file: LogFile, settings: DataSettings) -> list[Fragment]:
     if file.size == 0:
         return []
     header = _text_header(file, settings)
+    if header is None:
+        return []
     names, types = _columns(file, header, settings)
     if file.format in ("csv", "tsv"):
         types = {role: _csv_type(role, type, settings) if role in names else type for role, type in types.items()}
@@ -177,13 +188,19 @@ def _parquet_fragments(file: LogFile, settings: DataSettings) -> list[Fragment]:
     return fragments
 
 
-def _text_header(file: LogFile, settings: DataSettings) -> pa.Schema:
-    """Names and types as the first block of a text file shows them."""
+def _text_header(file: LogFile, settings: DataSettings) -> pa.Schema | None:
+    """Names and types as the first block of a text file shows them; None: there is no line below the names."""
     try:
+        if file.compressed:
+            with file.stream() as stream:
+                if not stream.read(1):
+                    return None
         with file.stream() as stream, open_text(file.format, stream, None) as reader:
             schema: pa.Schema = reader.schema
             schema.names  # noqa: B018  # raises where a name is no text
-            return schema
+            # types that nothing tells could not be those of the other files
+            empty = all(map(pa.types.is_null, schema.types)) and next(iter(reader), None) is None
+            return None if empty else schema
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file.name} cannot be read as {file.format.upper()}: {error}.",

@@ -27,6 +27,7 @@ from hse_dist.cluster import connect
 from hse_dist.config import Config, FollowSettings, parse_config
 from hse_dist.data.extend import Extended
 from hse_dist.data.prepare import prepare
+from hse_dist.data.schema import has_rows
 from hse_dist.data.source import LogFile, find_files
 from hse_dist.errors import ConfigError, PreemptedError, RunFolderError
 from hse_dist.export.writer import export
@@ -156,12 +157,13 @@ class _Following:
         return State(_newest(self.data, "manifest.json"), trained, exported)
 
     def news(self) -> list[LogFile]:
-        """Files of complete partitions that the newest version has not read."""
+        """Files of complete partitions that the newest version has not read; none while no row is in them."""
         data = self.config.data
         files = find_files(data.source, data.format, data.schemes, required=False)
         files = complete(files, time.time_ns(), self.config.follow.watermark_seconds)
         newest = _newest(self.data, "manifest.json")
-        return Extended(self.data / _name(newest)).news(files) if newest and files else files
+        found = Extended(self.data / _name(newest)).news(files) if newest and files else files
+        return found if any(has_rows(file, data) for file in found) else []
 
     def do(self, step: Step, state: State, news: list[LogFile]) -> None:
         """Take a step."""

@@ -159,14 +159,15 @@ def test_an_id_type_that_changes_is_explained(tmp_path: Path, monkeypatch: pytes
         load(tmp_path / "b.csv", ids="integer")
 
 
-@pytest.mark.parametrize("content", [b"", b"user_id,item_id,timestamp\n"])
-def test_an_empty_log_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.csv").write_bytes(content)
-    if not content:
-        with pytest.raises(DataError, match="The log is empty"):
-            load(tmp_path)
-    else:
-        assert load(tmp_path) == []
+@pytest.mark.parametrize("content", [b"", b"user_id,item_id,timestamp\n", gzip.compress(b"")])
+def test_an_empty_log_is_refused_and_an_empty_file_beside_others_has_no_types(tmp_path: Path, content: bytes) -> None:
+    name = "a.csv.gz" if content.startswith(b"\x1f") else "a.csv"
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match="The log is empty"):
+        load(tmp_path)
+    (tmp_path / "c.csv").write_text("user_id,item_id,timestamp\n1,2,3\n")
+    assert load(tmp_path) == [(1, 2, 3.0)]
+    (tmp_path / "c.csv").unlink()
     empty = parquet(tmp_path / "b.parquet", user_id=pa.array([], pa.int64()), item_id=pa.array([], pa.int64()))
     with pytest.raises(DataError, match="The log is empty"):
         load(empty, columns={"timestamp": None})

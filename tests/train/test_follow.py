@@ -20,6 +20,7 @@ import pytest
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import Config, FollowSettings, SyntheticSettings, parse_config
 from hse_dist.data import synthetic
+from hse_dist.data.extend import Extended
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.source import LogFile
 from hse_dist.errors import ConfigError, PreemptedError, RunFolderError
@@ -35,9 +36,13 @@ DAYS = synthetic.days(SyntheticSettings(users=300, items=150, mean_history=14), 
 def write_day(place: Path, day: int) -> None:
     """A partition that appears by a rename, and was complete a minute ago."""
     users, items, times = DAYS[day]
-    folder, hidden = place / "log" / f"day={day}", place / "log" / f".day={day}"
+    write_partition(place, f"day={day}", pa.table({"user_id": users, "item_id": items, "timestamp": times}))
+
+
+def write_partition(place: Path, name: str, table: pa.Table) -> None:
+    folder, hidden = place / "log" / name, place / "log" / f".{name}"
     hidden.mkdir(parents=True)
-    pq.write_table(pa.table({"user_id": users, "item_id": items, "timestamp": times}), hidden / "part.parquet")
+    pq.write_table(table, hidden / "part.parquet")
     os.utime(hidden / "part.parquet", (time.time() - 60, time.time() - 60))
     hidden.rename(folder)
 
@@ -158,6 +163,25 @@ def test_an_end_at_any_point_changes_nothing(tmp_path, monkeypatch):
                     ends += 1
     follow(broken, feed(places[1]))
     assert ends == 6 and tables_of(places[0]) == tables_of(places[1])
+
+
+def test_a_partition_without_rows_is_no_news_until_another_one_comes(tmp_path):
+    write_day(tmp_path, 0)
+    config = config_of(tmp_path, follow__rounds=2, follow__export_every=9, train__epochs=1)
+    waits = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 1:
+            empty = pq.read_table(tmp_path / "log" / "day=0" / "part.parquet").slice(0, 0)
+            write_partition(tmp_path, "day=8", empty)
+        else:
+            write_day(tmp_path, 1)
+
+    assert follow(config, sleep)["rounds"] == 2 and waits == 2
+    read = Extended(tmp_path / "data" / "0002").files
+    assert [Path(name).parent.name for name in read] == ["day=0", "day=1", "day=8"]
 
 
 def test_a_signal_after_the_last_step_of_a_round_ends_it_too(tmp_path, monkeypatch):
