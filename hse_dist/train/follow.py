@@ -26,6 +26,7 @@ from typing import Any, Literal
 from hse_dist.cluster import connect
 from hse_dist.config import Config, FollowSettings, parse_config
 from hse_dist.data.extend import Extended
+from hse_dist.data.manifest import MANIFEST
 from hse_dist.data.prepare import prepare
 from hse_dist.data.schema import has_rows
 from hse_dist.data.source import LogFile, find_files
@@ -138,6 +139,7 @@ class _Following:
         raw, name = self.config.model_dump(mode="json"), _name(number)
         raw["run"]["folder"], raw["data"]["folder"] = str(self.rounds / name), str(self.data / name)
         raw["export"]["folder"] = str(self.exports / name)
+        raw["run"]["resume"] = "auto"  # a round that is under way goes on, and a later one begins
         if raw["checkpoint"]["folder"] is not None:
             raw["checkpoint"]["folder"] = f"{raw['checkpoint']['folder'].rstrip('/')}/{name}"
         if number > 1:
@@ -149,19 +151,27 @@ class _Following:
         """What is there."""
         latest = self.exports / LATEST
         exported = read_record(latest, "name of the newest export").get("round") if latest.exists() else 0
-        trained = _newest(self.rounds, ROUND)
+        prepared, trained = _newest(self.data, MANIFEST), _newest(self.rounds, ROUND)
+        if prepared < trained or (prepared > trained and not (self.data / _name(trained + 1) / MANIFEST).exists()):
+            # a round would prepare the whole log as if it were new
+            raise RunFolderError(
+                f"The {trained} rounds in {self.rounds} and the prepared versions in {self.data} do not fit.",
+                cause="Remove both or neither.",
+                setting="data.folder",
+                value=self.config.data.folder,
+            )
         if type(exported) is not int or not 0 <= exported <= trained:
             raise RunFolderError(
                 f"{latest} does not say of which of the {trained} rounds the newest export is.", cause="Remove it."
             )
-        return State(_newest(self.data, "manifest.json"), trained, exported)
+        return State(prepared, trained, exported)
 
     def news(self) -> list[LogFile]:
         """Files of complete partitions that the newest version has not read; none while no row is in them."""
         data = self.config.data
         files = find_files(data.source, data.format, data.schemes, required=False)
         files = complete(files, time.time_ns(), self.config.follow.watermark_seconds)
-        newest = _newest(self.data, "manifest.json")
+        newest = _newest(self.data, MANIFEST)
         found = Extended(self.data / _name(newest)).news(files) if newest and files else files
         return found if any(has_rows(file, data) for file in found) else []
 

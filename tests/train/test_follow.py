@@ -165,6 +165,27 @@ def test_an_end_at_any_point_changes_nothing(tmp_path, monkeypatch):
     assert ends == 6 and tables_of(places[0]) == tables_of(places[1])
 
 
+@pytest.mark.parametrize("resume", ["must", "never"])
+def test_rounds_begin_and_go_on_whatever_a_single_run_would_do(tmp_path, resume):
+    following = module._Following(config_of(tmp_path, run__resume=resume))
+    assert following.of_round(1).run.resume == following.of_round(2).run.resume == "auto"
+
+
+def test_rounds_without_their_prepared_versions_or_the_other_way_round_are_refused(tmp_path):
+    write_day(tmp_path, 0)
+    config = config_of(tmp_path, follow__rounds=1, train__epochs=1)
+    follow(config)
+    shutil.move(tmp_path / "data", tmp_path / "elsewhere")
+    with pytest.raises(RunFolderError, match=r"The 1 rounds .* do not fit.*Remove both or neither"):
+        follow(config)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "data").mkdir()
+    shutil.move(tmp_path / "elsewhere" / "0001", tmp_path / "data" / "0004")
+    with pytest.raises(RunFolderError, match=r"The 0 rounds .* do not fit.*Remove both or neither"):
+        follow(config)
+    assert not (tmp_path / "data" / "0001").exists()
+
+
 def test_a_partition_without_rows_is_no_news_until_another_one_comes(tmp_path):
     write_day(tmp_path, 0)
     config = config_of(tmp_path, follow__rounds=2, follow__export_every=9, train__epochs=1)
