@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from hse_dist.config import ColumnNames, DataSettings
 from hse_dist.data.generations import Generations, next_rows, stale
+from hse_dist.data.manifest import VERSION
 from hse_dist.data.prepared import Prepared, reading
 from hse_dist.data.schema import Fragment, LogSchema, counts_time, plan
 from hse_dist.data.source import LogFile, find_files
@@ -96,6 +97,10 @@ class Extended:
     def __init__(self, folder: str | Path) -> None:
         self.prepared = Prepared(folder)
         path = self.prepared.folder / LEDGER
+        if self.prepared.manifest.get("version") != VERSION:
+            raise DataError(
+                f"The prepared folder {folder} was not made by this version of prepare.", cause="Prepare it anew."
+            )
         if not path.exists():
             raise DataError(
                 f"The prepared folder {folder} keeps nothing that could be extended.",

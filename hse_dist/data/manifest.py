@@ -15,7 +15,7 @@ from hse_dist.errors import DataError
 from hse_dist.files import read_json
 
 SPLITS = ("train", "valid", "test")
-MANIFEST = "manifest.json"
+MANIFEST, VERSION = "manifest.json", 2
 MOST_ITEMS = 2**31 - 1
 """Rows are counted in int32 on the way."""
 USERS_A_BYTE = 64
@@ -81,6 +81,12 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], int, dict[str, list[Fil
         raise DataError(
             f"{path} is not the manifest of a prepared folder: {where}: {first['msg']}.", cause="Prepare it again."
         ) from None
+    sizes = [*(one.items for one in known.lineage), known.items]
+    if sizes != sorted(sizes):
+        raise DataError(
+            f"{path} cannot be right: it says that versions of {', '.join(map(str, sizes))} items followed each other.",
+            cause="No row is ever taken away: prepare it again.",
+        )
     files = {split: list(getattr(known.files, split)) for split in SPLITS}
     for file in (one for split in SPLITS for one in files[split]):
         there = folder / file.path

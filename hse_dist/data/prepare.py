@@ -30,7 +30,7 @@ from hse_dist.config import Config, DataSettings
 from hse_dist.data import catalog, synthetic
 from hse_dist.data.extend import Extended, write_ledger
 from hse_dist.data.generations import Generations
-from hse_dist.data.manifest import SPLITS
+from hse_dist.data.manifest import SPLITS, VERSION
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.rounds import (
     PartTask,
@@ -50,7 +50,6 @@ from hse_dist.files import new_folder, read_json, write_json
 from hse_dist.progress import Progress
 from hse_dist.tasks import map_tasks, ray_is_running
 
-VERSION = 2
 CATALOG = "catalog:"
 NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream", "on_bad_file", "schemes", "extendable", "evict_after_days"}
 """Settings that do not change what is written."""

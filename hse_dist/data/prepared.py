@@ -119,6 +119,9 @@ class Prepared:
                     f"its generations are {table.num_rows} of {', '.join(map(str, kinds))}, or some are missing"
                 )
             since, evicted = (table.column(name).to_numpy() for name in ("since", "evicted"))
+            version = len(self.manifest.get("lineage", []))
+            if since.max() > version:
+                raise ValueError(f"its generations are of version {since.max()}, and the folder is version {version}")
             return Generations(since.astype(np.int64), evicted)
 
     def item_ids(self) -> pa.Array:

@@ -322,3 +322,14 @@ def test_generations_and_lineages_that_cannot_be_true_are_one_message(tmp_path, 
         (folder / "manifest.json").write_text(json.dumps({**manifest, "lineage": lineage}))
         with pytest.raises(DataError, match="lineage"):
             Prepared(folder)
+    pq.write_table(table, folder / "vocabulary.parquet")
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "lineage": []}))
+    with pytest.raises(DataError, match="of version 1, and the folder is version 0"):
+        Prepared(folder).generations()
+    larger = [{**manifest["lineage"][0], "items": manifest["items"] + 1}]
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "lineage": larger}))
+    with pytest.raises(DataError, match="followed each other"):
+        Prepared(folder)
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "version": 1}))
+    with pytest.raises(DataError, match="not made by this version"):
+        Extended(folder)
