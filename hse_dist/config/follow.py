@@ -14,6 +14,8 @@ class FollowSettings(Settings):
     """Between looks at the log for new files."""
     watermark_seconds: NonNegativeFloat = 300.0
     """A partition (the folder of a file) is complete when none of its files has changed for so long."""
+    tries: PositiveInt = 10
+    """A log that cannot be listed or read, or a file of it, is looked at so many times, each after a poll."""
     epochs: PositiveInt | None = None
     """Passes over the training users in each round after the first; without it `train.epochs`."""
     rounds: PositiveInt | None = None

@@ -30,7 +30,7 @@ from hse_dist.data.manifest import MANIFEST
 from hse_dist.data.prepare import prepare
 from hse_dist.data.schema import has_rows
 from hse_dist.data.source import LogFile, find_files
-from hse_dist.errors import ConfigError, PreemptedError, RunFolderError
+from hse_dist.errors import ConfigError, DataError, PreemptedError, RunFolderError
 from hse_dist.export.writer import export
 from hse_dist.files import replace_folder, write_json
 from hse_dist.preemption import came, ending
@@ -95,17 +95,27 @@ def follow(config: Config, sleep: Callable[[float], None] = time.sleep) -> dict[
     """
     following, began = _Following(config), time.perf_counter()
     with connect(config.cluster, config.metrics.port), _interrupts_end(), ending():
-        before, idle_since = following.state().trained, time.monotonic()
+        before, idle_since, tries = following.state().trained, time.monotonic(), 0
         while True:
             state = following.state()
-            news = following.news() if state.prepared == state.trained else []
-            step = next_step(state, config.follow, news=bool(news), idle_seconds=time.monotonic() - idle_since)
+            step: Step = "prepare"
+            try:
+                news = following.news() if state.prepared == state.trained else []
+                step = next_step(state, config.follow, news=bool(news), idle_seconds=time.monotonic() - idle_since)
+                following.do(step, state, news)
+                tries = 0
+            except DataError as error:
+                tries += 1
+                # a fault of the first version is most often one of the settings, and somebody is there to mend it
+                if step != "prepare" or not state.prepared or tries >= config.follow.tries:
+                    raise
+                log.warning("The log cannot be read (%d of follow.tries = %d): %s", tries, config.follow.tries, error)
+                step = "wait"
             if step == "end":
                 break
             if step == "wait":
                 sleep(config.follow.poll_seconds)
                 continue
-            following.do(step, state, news)
             if step == "train" and came():  # after the last step, which is an end of training like any other
                 raise PreemptedError("Stopped by SIGTERM at the end of a round.", cause="Run it again to go on.")
             idle_since = time.monotonic()
@@ -176,7 +186,7 @@ class _Following:
         return found if any(has_rows(file, data) for file in found) else []
 
     def do(self, step: Step, state: State, news: list[LogFile]) -> None:
-        """Take a step."""
+        """Take a step; there is nothing to do where it is to wait or to end."""
         match step:
             case "prepare":
                 number = state.prepared + 1

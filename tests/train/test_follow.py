@@ -23,7 +23,7 @@ from hse_dist.data import synthetic
 from hse_dist.data.extend import Extended
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.source import LogFile
-from hse_dist.errors import ConfigError, PreemptedError, RunFolderError
+from hse_dist.errors import ConfigError, DataError, PreemptedError, RunFolderError
 from hse_dist.export.recommender import Recommender
 from hse_dist.testing.runs import SMALL, as_toml
 from hse_dist.train import driver
@@ -163,6 +163,36 @@ def test_an_end_at_any_point_changes_nothing(tmp_path, monkeypatch):
                     ends += 1
     follow(broken, feed(places[1]))
     assert ends == 6 and tables_of(places[0]) == tables_of(places[1])
+
+
+def test_a_file_that_cannot_be_read_is_tried_again_and_ends_it_in_the_end(tmp_path, caplog):
+    write_day(tmp_path, 0)
+    config = config_of(tmp_path, follow__rounds=2, follow__export_every=9, follow__tries=3, train__epochs=1)
+    part = tmp_path / "log" / "day=1" / "part.parquet"
+    waits = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 1:
+            write_day(tmp_path, 1)
+            part.rename(tmp_path / "whole")
+            part.write_bytes((tmp_path / "whole").read_bytes()[:-100])
+            os.utime(part, (time.time() - 60, time.time() - 60))
+        elif waits == 6:
+            (tmp_path / "whole").rename(part)
+
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        follow(config, sleep)
+    assert waits == 3 and caplog.text.count("of follow.tries = 3") == 2
+    waits = 4
+    assert follow(config, sleep)["rounds"] == 2 and waits == 6
+
+
+def test_a_first_version_that_cannot_be_made_ends_it_at_once(tmp_path):
+    write_day(tmp_path, 0)
+    with pytest.raises(DataError, match="has no column nobody"):
+        follow(config_of(tmp_path, data__columns__item="nobody"), pytest.fail)
 
 
 @pytest.mark.parametrize("resume", ["must", "never"])
