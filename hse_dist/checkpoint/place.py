@@ -70,6 +70,10 @@ class Place(ABC):
         """Remove a checkpoint: it is none from the first moment on."""
 
     @abstractmethod
+    def clear(self) -> None:
+        """Remove the place with all that is in it."""
+
+    @abstractmethod
     def set_aside(self, name: str) -> str:
         """Rename a checkpoint so that it is none any more; where it is now."""
 
@@ -118,6 +122,9 @@ class LocalPlace(Place):
 
     def remove(self, name: str) -> None:
         replace_folder(self.folder / name, None)
+
+    def clear(self) -> None:
+        replace_folder(self.folder, None)
 
     def set_aside(self, name: str) -> str:
         new, turn = f"{ASIDE}{name}", 1
@@ -211,6 +218,10 @@ class StorePlace(Place):
         if MANIFEST in self._files(name):
             self.system.delete_file(self._at(f"{name}/{MANIFEST}"))
         self.system.delete_dir(self._at(name))
+
+    def clear(self) -> None:
+        if self.system.get_file_info(self.root).type == pafs.FileType.Directory:
+            self.system.delete_dir(self.root)
 
     def set_aside(self, name: str) -> str:
         # a folder of a store has no name of its own to change, but without a manifest it is no checkpoint

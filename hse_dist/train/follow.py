@@ -17,7 +17,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import FrameType
@@ -32,10 +32,11 @@ from hse_dist.data.schema import has_rows
 from hse_dist.data.source import LogFile, find_files
 from hse_dist.errors import ConfigError, DataError, PreemptedError, RunFolderError
 from hse_dist.export.writer import export
-from hse_dist.files import replace_folder, write_json
+from hse_dist.files import write_json
 from hse_dist.preemption import came, ending
 from hse_dist.run_folder import read_record
 from hse_dist.train.driver import train
+from hse_dist.train.numbered import alone, name, newest, prune, sweep
 
 ROUND, LATEST = "round.json", "latest.json"
 Step = Literal["export", "train", "prepare", "wait", "end"]
@@ -94,7 +95,7 @@ def follow(config: Config, sleep: Callable[[float], None] = time.sleep) -> dict[
         PreemptedError: SIGTERM or Ctrl-C came.
     """
     following, began = _Following(config), time.perf_counter()
-    with connect(config.cluster, config.metrics.port), _interrupts_end(), ending():
+    with following.alone(), connect(config.cluster, config.metrics.port), _interrupts_end(), ending():
         before, idle_since, tries = following.state().trained, time.monotonic(), 0
         while True:
             state = following.state()
@@ -144,16 +145,33 @@ class _Following:
         self.exports = Path(config.export.folder) if config.export.folder else run / "exports"
         self.of_round(2)  # contradictions of later rounds are mistakes of now
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the folders for this process alone, without what a kill left in them.
+
+        Raises:
+            RunFolderError: another process follows there.
+        """
+        with ExitStack() as stack:
+            for folder, setting in {
+                self.data.resolve(): "data.folder",
+                self.rounds.parent.resolve(): "run.folder",
+            }.items():
+                stack.enter_context(alone(folder, setting))
+            for folder in (self.rounds, self.data, self.exports):
+                sweep(folder)
+            yield
+
     def of_round(self, number: int) -> Config:
         """The settings of a round."""
-        raw, name = self.config.model_dump(mode="json"), _name(number)
-        raw["run"]["folder"], raw["data"]["folder"] = str(self.rounds / name), str(self.data / name)
-        raw["export"]["folder"] = str(self.exports / name)
+        raw, own = self.config.model_dump(mode="json"), name(number)
+        raw["run"]["folder"], raw["data"]["folder"] = str(self.rounds / own), str(self.data / own)
+        raw["export"]["folder"] = str(self.exports / own)
         raw["run"]["resume"] = "auto"  # a round that is under way goes on, and a later one begins
         if raw["checkpoint"]["folder"] is not None:
-            raw["checkpoint"]["folder"] = f"{raw['checkpoint']['folder'].rstrip('/')}/{name}"
+            raw["checkpoint"]["folder"] = f"{raw['checkpoint']['folder'].rstrip('/')}/{own}"
         if number > 1:
-            raw["run"]["continues"] = str(self.rounds / _name(number - 1))
+            raw["run"]["continues"] = str(self.rounds / name(number - 1))
             raw["train"]["epochs"] = self.config.follow.epochs or self.config.train.epochs
         return parse_config(raw, f"of round {number}")
 
@@ -161,8 +179,8 @@ class _Following:
         """What is there."""
         latest = self.exports / LATEST
         exported = read_record(latest, "name of the newest export").get("round") if latest.exists() else 0
-        prepared, trained = _newest(self.data, MANIFEST), _newest(self.rounds, ROUND)
-        if prepared < trained or (prepared > trained and not (self.data / _name(trained + 1) / MANIFEST).exists()):
+        prepared, trained = newest(self.data, MANIFEST), newest(self.rounds, ROUND)
+        if prepared < trained or (prepared > trained and not (self.data / name(trained + 1) / MANIFEST).exists()):
             # a round would prepare the whole log as if it were new
             raise RunFolderError(
                 f"The {trained} rounds in {self.rounds} and the prepared versions in {self.data} do not fit.",
@@ -181,48 +199,30 @@ class _Following:
         data = self.config.data
         files = find_files(data.source, data.format, data.schemes, required=False)
         files = complete(files, time.time_ns(), self.config.follow.watermark_seconds)
-        newest = _newest(self.data, MANIFEST)
-        found = Extended(self.data / _name(newest)).news(files) if newest and files else files
+        last = newest(self.data, MANIFEST)
+        found = Extended(self.data / name(last)).news(files) if last and files else files
         return found if any(has_rows(file, data) for file in found) else []
 
     def do(self, step: Step, state: State, news: list[LogFile]) -> None:
         """Take a step; there is nothing to do where it is to wait or to end."""
+        keep = self.config.follow.keep
         match step:
             case "prepare":
                 number = state.prepared + 1
-                base = self.data / _name(state.prepared) if state.prepared else None
+                base = self.data / name(state.prepared) if state.prepared else None
                 log.info("Round %d: %d new files", number, len(news))
                 prepare(self.of_round(number), extend=base, files=news)
             case "train":
                 number = state.trained + 1
                 summary = train(self.of_round(number))
-                write_json(self.rounds / _name(number) / ROUND, {"round": number, "ended": time.time(), **summary})
-                self._prune(self.rounds, number)
-                self._prune(self.data, number)
+                write_json(self.rounds / name(number) / ROUND, {"round": number, "ended": time.time(), **summary})
+                prune(self.rounds, number, keep, self.config.checkpoint)
+                prune(self.data, number, keep)
             case "export":
                 made = export(self.of_round(state.trained))
-                answer = {**made, "folder": _name(state.trained), "round": state.trained, "made": time.time()}
+                answer = {**made, "folder": name(state.trained), "round": state.trained, "made": time.time()}
                 write_json(self.exports / LATEST, answer)
-                self._prune(self.exports, state.trained)
-
-    def _prune(self, folder: Path, newest: int) -> None:
-        """Remove what is too old; the export that `latest.json` names is the newest one."""
-        numbers = sorted((number for number in _numbers(folder) if number <= newest), reverse=True)
-        for number in numbers[self.config.follow.keep :]:
-            replace_folder(folder / _name(number), None)
-
-
-def _name(number: int) -> str:
-    return f"{number:04d}"
-
-
-def _numbers(folder: Path) -> list[int]:
-    return [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
-
-
-def _newest(folder: Path, mark: str) -> int:
-    """The largest number of a folder that has the file `mark`; 0: there is none."""
-    return max((number for number in _numbers(folder) if (folder / _name(number) / mark).exists()), default=0)
+                prune(self.exports, state.trained, keep)  # `latest.json` names the newest one
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from hse_dist.testing.runs import SMALL, as_toml
 from hse_dist.train import driver
 from hse_dist.train import follow as module
 from hse_dist.train.follow import State, complete, follow, next_step
+from hse_dist.train.numbered import alone
 
 DAYS = synthetic.days(SyntheticSettings(users=300, items=150, mean_history=14), 4, first=0.6, known=0.7)
 
@@ -115,12 +116,16 @@ def test_rounds_follow_the_log_and_newest_exports_know_new_items(tmp_path):
     def sleep(seconds: float) -> None:
         write_day(tmp_path, next(days))
 
-    config = config_of(tmp_path, follow__keep=2)
+    config = config_of(tmp_path, follow__keep=2, checkpoint__folder=str(tmp_path / "checkpoints"))
     (tmp_path / "log").mkdir()
+    left = [tmp_path / "run" / "rounds" / ".0001.77.old", tmp_path / "data" / ".0001.77.tmp", tmp_path / "data" / ".x"]
+    for folder in left:
+        folder.mkdir(parents=True)
     result = follow(config, sleep)
     assert (result["rounds"], result["rounds_now"]) == (3, 3)
     assert latest(tmp_path)["round"] == 3 and latest(tmp_path)["folder"] == "0003"
-    for folder in ("run/rounds", "run/exports", "data"):
+    assert [folder.exists() for folder in left] == [False, False, True]
+    for folder in ("run/rounds", "run/exports", "data", "checkpoints"):
         assert sorted(path.name for path in (tmp_path / folder).glob("0*")) == ["0002", "0003"]
     exports = tables_of(tmp_path)
     before, after = exports["0002"][0], exports["0003"][0]
@@ -195,6 +200,13 @@ def test_a_first_version_that_cannot_be_made_ends_it_at_once(tmp_path):
         follow(config_of(tmp_path, data__columns__item="nobody"), pytest.fail)
 
 
+@pytest.mark.parametrize("setting", ["run.folder", "data.folder"])
+def test_one_process_at_a_time_follows_into_a_folder(tmp_path, setting):
+    refused = pytest.raises(RunFolderError, match=f"Another train --follow is at work.*{setting}")
+    with alone(tmp_path / setting.partition(".")[0], setting), refused:
+        follow(config_of(tmp_path), pytest.fail)
+
+
 @pytest.mark.parametrize("resume", ["must", "never"])
 def test_rounds_begin_and_go_on_whatever_a_single_run_would_do(tmp_path, resume):
     following = module._Following(config_of(tmp_path, run__resume=resume))
@@ -209,7 +221,6 @@ def test_rounds_without_their_prepared_versions_or_the_other_way_round_are_refus
     with pytest.raises(RunFolderError, match=r"The 1 rounds .* do not fit.*Remove both or neither"):
         follow(config)
     shutil.rmtree(tmp_path / "run")
-    (tmp_path / "data").mkdir()
     shutil.move(tmp_path / "elsewhere" / "0001", tmp_path / "data" / "0004")
     with pytest.raises(RunFolderError, match=r"The 0 rounds .* do not fit.*Remove both or neither"):
         follow(config)
