@@ -34,7 +34,7 @@ from hse_dist.errors import ConfigError, DataError, PreemptedError, RunFolderErr
 from hse_dist.export.writer import export
 from hse_dist.files import write_json
 from hse_dist.preemption import came, ending
-from hse_dist.run_folder import read_record
+from hse_dist.run_folder import RunFolder, read_record, stored_config
 from hse_dist.train.driver import train
 from hse_dist.train.numbered import alone, name, newest, prune, sweep
 
@@ -173,6 +173,12 @@ class _Following:
         if number > 1:
             raw["run"]["continues"] = str(self.rounds / name(number - 1))
             raw["train"]["epochs"] = self.config.follow.epochs or self.config.train.epochs
+        config = parse_config(raw, f"of round {number}")
+        if number == 1 or not RunFolder(config).started:
+            return config
+        # a round that was begun goes on as it is: the same folder in other words is none of another run
+        begun = stored_config(config.run.folder)
+        raw["run"]["continues"], raw["train"]["epochs"] = begun.run.continues, begun.train.epochs
         return parse_config(raw, f"of round {number}")
 
     def state(self) -> State:

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from hse_dist.checkpoint.place import LocalPlace
+from hse_dist.checkpoint.place import open_place
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import TrainSettings
 from hse_dist.errors import ConfigError, HseError, RunFolderError
@@ -283,6 +284,16 @@ def test_a_store_of_fsspec_is_written_manifest_last():
 def test_two_ranks_write_into_a_store(tmp_path):
     # fsspec's name for local files, which are taken for a store here
     assert run_ranks(in_a_store, 2, f"local://{tmp_path}/checkpoints", "local") == [STORED] * 2
+
+
+def test_a_place_goes_with_all_that_is_in_it(tmp_path):
+    for place in (open_place(tmp_path / "a", ()), open_place(f"local://{tmp_path}/a", ("local",))):
+        work = place.begin("step-00000001")
+        place.write(f"{work}/file").close()
+        assert (tmp_path / "a").exists()
+        for _ in range(2):
+            place.clear()
+            assert not (tmp_path / "a").exists()
 
 
 def test_only_listed_schemes_are_opened(tmp_path):

@@ -207,6 +207,23 @@ def test_one_process_at_a_time_follows_into_a_folder(tmp_path, setting):
         follow(config_of(tmp_path), pytest.fail)
 
 
+def test_a_round_that_was_begun_goes_on_whatever_its_folder_is_called(tmp_path, monkeypatch):
+    for day in range(2):
+        write_day(tmp_path, day)
+    changes = {"follow__export_every": 9, "train__epochs": 1, "train__checkpoint_every": 5}
+    shutil.move(tmp_path / "log" / "day=1", tmp_path / "day=1")
+    follow(config_of(tmp_path, follow__rounds=1, **changes))
+    shutil.move(tmp_path / "day=1", tmp_path / "log" / "day=1")
+    config = config_of(tmp_path, follow__rounds=2, **changes)
+    follow(config)
+    done = tmp_path / "run" / "rounds" / "0002" / "round.json"
+    done.unlink()  # as if it had ended right before
+    monkeypatch.chdir(tmp_path)
+    other = config_of(tmp_path, follow__rounds=2, run__folder="run", follow__epochs=7, **changes)
+    assert module._Following(other).of_round(3).train.epochs == 7
+    assert follow(other)["rounds_now"] == 1 and done.exists()
+
+
 @pytest.mark.parametrize("resume", ["must", "never"])
 def test_rounds_begin_and_go_on_whatever_a_single_run_would_do(tmp_path, resume):
     following = module._Following(config_of(tmp_path, run__resume=resume))
