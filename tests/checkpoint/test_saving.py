@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from hse_dist.checkpoint.place import LocalPlace
-from hse_dist.checkpoint.place import open_place
+from hse_dist.checkpoint.place import LocalPlace, open_place
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import TrainSettings
 from hse_dist.errors import ConfigError, HseError, RunFolderError
