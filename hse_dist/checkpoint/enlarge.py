@@ -78,20 +78,22 @@ def append_rows(
 def replace_rows(table: PackedTable, rows: np.ndarray, new: NewRows) -> None:
     """Give rows of the table other items: the first ones of `new`, in their order. A collective call.
 
-    Accumulators begin anew; entries that a row has no slots for are left out.
+    Accumulators begin anew. Of a row that has too few slots the strongest entries stay, and that in the row's own
+    column, which tells it from all others.
 
     Args:
         rows: int64 [n], rising; the same on all ranks, as `new`.
     """
-    owned, counts = table.owned(), np.diff(new.offsets)
+    owned = table.owned()
     for place, row in enumerate(rows.tolist()):
         if owned.first <= row < owned.last:
             slots = slice(*owned.offsets[row - owned.first : row - owned.first + 2])
-            count = min(int(counts[place]), slots.stop - slots.start)
             owned.values[slots], owned.columns[slots] = 0.0, owned.dims
-            entries = slice(new.offsets[place], new.offsets[place] + count)
-            filled = slice(slots.start, slots.start + count)
-            owned.values[filled], owned.columns[filled] = new.values[entries], new.columns[entries]
+            entries = slice(new.offsets[place], new.offsets[place + 1])
+            values, columns = new.values[entries], new.columns[entries]
+            chosen = np.sort(np.lexsort((-np.abs(values), columns != row))[: slots.stop - slots.start])
+            filled = slice(slots.start, slots.start + len(chosen))
+            owned.values[filled], owned.columns[filled] = values[chosen], columns[chosen]
     table.put_back(owned)
     chunks = table.layout.chunks_of(torch.from_numpy(rows).to(table.layout.offsets.device))[0].cpu().numpy()
     first, last = table.ranges[table.ranks.rank]

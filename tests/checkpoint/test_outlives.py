@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hse_dist.checkpoint.enlarge import NewRows, append_rows
+from hse_dist.checkpoint.enlarge import NewRows, append_rows, replace_rows
 from hse_dist.checkpoint.repack import cut_globally
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.cli.main import main
@@ -90,6 +90,23 @@ def test_rows_are_appended_and_the_others_stay(tmp_path, ranks, sharding):
             assert entries == dict(zip(NEW.columns[here].tolist(), NEW.values[here].tolist(), strict=True))
             assert abs(gain) == pytest.approx(max(abs(NEW.gains[row]), 1e-3)) and (gain < 0) == (NEW.gains[row] < 0)
         assert empty == [({}, 1.0)] * MORE and np.isfinite(loss)
+
+
+def test_a_replaced_row_of_too_few_slots_keeps_its_own_column_and_the_strongest_entries():
+    def work(ranks: Ranks) -> Any:
+        table, row = CONTENT.table(ranks, "row_wise", SETTINGS, with_gains=True), 7
+        slots = int(table.layout.capacities(row, row + 1)[0])
+        columns = np.arange(slots + 4)
+        values = np.linspace(1.0, 2.0, len(columns), dtype=np.float32) * (-1) ** columns
+        values[row] = 0.5  # the weakest one
+        new = NewRows(np.array([0, len(columns)]), columns, values.astype(np.float32), np.ones(1, np.float32))
+        replace_rows(table, np.array([row]), new)
+        return slots, rows_of(table)[row][0], dict(zip(columns.tolist(), values.tolist(), strict=True))
+
+    ((slots, found, given),) = run_ranks(work, 1)
+    kept = sorted(set(given) - {7})[-(slots - 1) :]
+    assert len(found) == slots > 3
+    assert found == pytest.approx({column: given[column] for column in (7, *kept)})
 
 
 def test_columns_beyond_the_new_table_are_refused():
