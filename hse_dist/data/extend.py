@@ -30,7 +30,7 @@ from hse_dist.data.manifest import VERSION
 from hse_dist.data.prepared import Prepared, reading
 from hse_dist.data.schema import Fragment, LogSchema, counts_time, plan
 from hse_dist.data.source import LogFile, find_files
-from hse_dist.data.vocabulary import plain_ids
+from hse_dist.data.vocabulary import plain_ids, positions, write_ids
 from hse_dist.errors import DataError
 from hse_dist.files import read_json, refuse_devices, write_json
 
@@ -145,19 +145,24 @@ class Extended:
         places = found.fill_null(-1).to_numpy().astype(np.int64)
         return next_rows(self.prepared.generations(), places, counts, used, len(self.lineage))
 
-    def fresh(self, items: pa.Array, parts: Sequence[Path], days: float) -> pa.Array:
+    def fresh(self, items: pa.Array, parts: Sequence[Path], days: float, work: Path) -> pa.Array:
         """Those of `items`, sorted ids, that somebody has taken in the last days.
 
         Args:
             parts: folders with the items of each part and the latest time of each.
+            work: a folder for a file of all items.
         """
-        latest = np.full(len(items), -np.inf)
+        if not len(items):
+            return items
+        latest, catalogue = np.full(len(items), -np.inf), work / "items-before-eviction.arrow"
+        write_ids(catalogue, items)
         for folder in parts:
             with pa.OSFile(str(folder / "items.arrow")) as source:
                 own = pa.ipc.open_file(source).get_batch(0).column("id")
-            places = pc.index_in(own, value_set=items).fill_null(-1).to_numpy()
+            places = positions(own, catalogue)
             known = places >= 0
             latest[places[known]] = np.maximum(latest[places[known]], np.load(folder / LATEST)[known])
+        catalogue.unlink()
         return items.filter(pa.array(~stale(latest, days * 86_400 * (1 if self.numbers else 1e6))))
 
     def check(self, settings: dict[str, Any]) -> None:

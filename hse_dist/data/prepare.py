@@ -323,7 +323,8 @@ class _Preparation:
         kept = merged.filter(pa.array(merged.column("count").to_numpy() >= least)).column("item").combine_chunks()
         days = self.settings.evict_after_days
         if self.base is not None and days is not None:
-            kept = self.base.fresh(kept, [self.work / f"part-{part:05d}" for part in range(self.parts)], days)
+            parts = [self.work / f"part-{part:05d}" for part in range(self.parts)]
+            kept = self.base.fresh(kept, parts, days, self.work)
         if not len(kept):
             raise DataError(
                 f"None of the {merged.num_rows} items has enough users.", setting="data.min_item_count", value=least

@@ -17,6 +17,7 @@ import pytest
 from hse_dist.cli.main import main
 from hse_dist.config import Config
 from hse_dist.data import prepare as module
+from hse_dist.data import vocabulary
 from hse_dist.data.extend import INTERACTIONS, LEDGER, Extended
 from hse_dist.data.generations import Generations, next_rows
 from hse_dist.data.popularity import thirds
@@ -221,7 +222,12 @@ def test_the_command_line_extends(tmp_path, first, capfd):
     assert '"new_files": 1' in capfd.readouterr().out
 
 
-def test_items_that_nobody_takes_any_more_lose_their_rows_and_new_ones_take_them(tmp_path, make_config, write_log):
+@pytest.mark.parametrize("block", [5, vocabulary.BLOCK_IDS])
+def test_items_that_nobody_takes_any_more_lose_their_rows_and_new_ones_take_them(
+    tmp_path, make_config, write_log, monkeypatch, block
+):
+    monkeypatch.setattr(vocabulary, "BLOCK_IDS", block)
+
     def write(day: int, items: list[int]) -> Rows:
         rng = np.random.default_rng(day)
         rows = {"user_id": rng.integers(0, 60, 600).tolist(), "item_id": rng.choice(items, 600).tolist()}
