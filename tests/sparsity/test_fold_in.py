@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from hse_dist.sparsity import fold_in as module
 from hse_dist.sparsity.fold_in import (
     LEAST_SHARED,
     MOST_SHARED,
@@ -90,6 +91,30 @@ def test_new_rows_point_where_their_users_point(parts, own, unit, sign):
     assert (np.diff(folded.offsets) <= ENTRIES).all()
     for first, last in pairwise(folded.offsets.tolist()):
         assert (np.diff(folded.columns[first:last]) > 0).all()
+
+
+def test_pieces_of_users_and_sums_that_are_held_change_nothing(monkeypatch):
+    whole = fold(2, unit=False, own=True)
+    monkeypatch.setattr(module, "POOLED_ENTRIES", 40)
+    monkeypatch.setattr(module, "HELD_ENTRIES", 1)
+    found = fold(2, unit=False, own=True)
+    assert np.array_equal(found.columns, whole.columns) and np.array_equal(found.offsets, whole.offsets)
+    assert found.values == pytest.approx(whole.values, rel=1e-6) and found.gains == pytest.approx(whole.gains, rel=1e-6)
+
+
+def test_sums_hold_no_more_than_they_may(monkeypatch):
+    histories, counts, rows, gains = data()
+    monkeypatch.setattr(module, "KEPT", 2)
+    monkeypatch.setattr(module, "KEPT_OF_USERS", 3)
+    folding = FoldIn(counts, np.arange(OLD, OLD + NEW), DIMS, ENTRIES)
+    for part in np.array_split(np.arange(USERS), 3):
+        folding.add(sp.csr_matrix(histories[part]), np.arange(OLD), sp.csr_matrix(rows), gains)
+    weights = user_weights(histories.sum(1))[:, None] * histories[:, :OLD] / np.sqrt(np.maximum(counts[:OLD], 1))
+    pooled = weights @ rows
+    pooled[np.abs(pooled) < np.sort(np.abs(pooled), axis=1)[:, [-3 * ENTRIES]]] = 0
+    wanted = histories[:, OLD:].T @ pooled
+    wanted[np.abs(wanted) < np.sort(np.abs(wanted), axis=1)[:, [-2 * ENTRIES]]] = 0
+    assert folding.sums.toarray() == pytest.approx(wanted)
 
 
 def test_mean_scores_stand_to_popularity_as_they_should():
