@@ -21,9 +21,10 @@ from fastapi.responses import JSONResponse
 import hse_dist
 from hse_dist.errors import HseError, UserError
 from hse_dist.serve.counts import CONTENT_TYPE, Snapshot, page
-from hse_dist.serve.guard import HEALTHZ, METRICS, RECOMMEND, RELOAD, Guard
+from hse_dist.serve.guard import Guard
 from hse_dist.serve.messages import Answer, Health, Problem, Reloaded, question_model
 from hse_dist.serve.options import Limits
+from hse_dist.serve.refusals import HEALTHZ, METRICS, RECOMMEND, RELOAD
 from hse_dist.serve.service import Service, Watch
 
 NAMED = 5
@@ -112,9 +113,12 @@ def _add_recommend(app: FastAPI, service: Service, limits: Limits) -> None:
 
 
 def _add_others(app: FastAPI, service: Service, gather: Gather) -> None:
-    @app.post(
-        RELOAD, responses={409: {"model": Problem, "description": "The export is unfit; the one before is kept."}}
-    )
+    problems: dict[int | str, dict[str, Any]] = {
+        403: {"model": Problem, "description": "A page of another origin asks."},
+        409: {"model": Problem, "description": "The export is unfit; the one before is kept."},
+    }
+
+    @app.post(RELOAD, responses=problems)
     async def reload() -> Reloaded:
         """Look for a newer export now. Requests under way end with the one before."""
         return await asyncio.to_thread(service.look, again=True)

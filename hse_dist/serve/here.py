@@ -16,8 +16,8 @@ import uvicorn
 from hse_dist.errors import ServeError
 from hse_dist.serve.app import make_app
 from hse_dist.serve.asking import Running
-from hse_dist.serve.guard import HEALTHZ
 from hse_dist.serve.options import Options
+from hse_dist.serve.refusals import HEALTHZ
 from hse_dist.serve.service import Service
 
 SECONDS_TO_START = 30.0

@@ -19,8 +19,8 @@ from pathlib import Path
 from hse_dist.errors import HseError, ResourceError, ServeError
 from hse_dist.loopback import keep_to_loopback, keep_to_ourselves
 from hse_dist.serve.asking import SECONDS, Running, get, samples
-from hse_dist.serve.guard import HEALTHZ
 from hse_dist.serve.options import Options
+from hse_dist.serve.refusals import HEALTHZ
 
 WAIT_SECONDS = 0.2
 SECONDS_TO_START = 300.0
