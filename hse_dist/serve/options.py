@@ -32,7 +32,7 @@ class Limits(Settings):
     concurrency: Positive = 64
     """Requests for recommendations that a replica works on or lets wait; more are answered with 503."""
     seconds: Positive = 30
-    """What a request may take, from its first byte to its answer; after that Ray Serve answers with 408."""
+    """What a request may take, from the end of its headers to its answer; after that the answer is 408."""
 
 
 class Options(Settings):
