@@ -25,6 +25,8 @@ class Limits(Settings):
     """Items that may be asked for."""
     max_explained: Positive = 100
     """Items that may be asked for with `explain`: reasons are many times longer than answers."""
+    max_reason_items: Positive = 20
+    """Items of the history that a reason names, those that add most; more are left out."""
     max_history: Positive = 10_000
     """Ids of a history."""
     max_filter: Positive = 50_000

@@ -70,6 +70,7 @@ class Service:
             allow=question.allow,
             deny=question.deny,
             explain=question.explain,
+            reason_items=self._limits.max_reason_items,
         )
         self.counts.unknown(len(found.unknown))
         reasons = None

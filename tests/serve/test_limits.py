@@ -33,6 +33,13 @@ def test_a_question_has_limits(serving, limits, right, wrong, message):
     assert reply.status == 422 and message in reply.json["detail"]
 
 
+def test_reasons_have_a_limit(serving):
+    client, _ = serving(max_reason_items=2)
+    question = {"history": list(range(1000, 1100)), "k": 5, "explain": True}
+    found = [len(reason["items"]) for reasons in client.ask(**question).json["reasons"] for reason in reasons]
+    assert max(found) == 2
+
+
 def test_a_body_has_a_limit_whether_it_says_its_length_or_not(serving):
     client, _ = serving(max_body_bytes=1000)
     body = json.dumps({"history": [1000]}).encode()
