@@ -74,7 +74,7 @@ def _serving(options: Options) -> AbstractContextManager[Running]:
 
 def check_installed() -> None:
     """Raise ResourceError where the extra `serve` is missing."""
-    names = ("ray", "fastapi", "uvicorn", "prometheus_client")
+    names = ("ray", "fastapi", "uvicorn", "httptools", "prometheus_client")
     missing = [name for name in names if not importlib.util.find_spec(name)]
     if missing:
         raise ResourceError(
