@@ -2,7 +2,7 @@
 
 In: uvicorn's protocol. Out: one that closes a connection whose request's head does not come in full, and the one that
 has been idle longest where there would be more than `most`. Otherwise clients that send half a head would take all file
-descriptors of this process. What is under way is never closed.
+descriptors of this process. A request that waits for its answer is never closed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Bounded(HttpToolsProtocol):
 
     @property
     def _idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        # closing: an answer that nobody reads keeps a connection open for good
+        return self.cycle is None or self.cycle.response_complete or self.transport.is_closing()
 
     def connection_made(self, transport: Any) -> None:
         """Begin."""
