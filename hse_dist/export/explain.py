@@ -48,19 +48,33 @@ def shares(
 
 
 def reasons(
-    matrix: sp.csr_matrix, gains: np.ndarray, user: sp.csr_matrix, history: np.ndarray, top: np.ndarray, ids: pa.Array
+    matrix: sp.csr_matrix,
+    gains: np.ndarray,
+    user: sp.csr_matrix,
+    history: np.ndarray,
+    top: np.ndarray,
+    ids: pa.Array,
+    most: int | None = None,
 ) -> list[list[Reason]]:
-    """For each row of `top` its reasons, with raw ids; the arguments are those of `shares`."""
+    """For each row of `top` its reasons, with raw ids; the arguments are those of `shares`.
+
+    Args:
+        most: items that a reason names, those that add most; None: all. With it a reason costs the same whatever the
+            length of the history.
+    """
     found = shares(matrix, gains, user, history, top)
     given = matrix[history]
-    by_column = np.argsort(given.indices, kind="stable")
-    columns, values, givers = given.indices[by_column], given.data[by_column], owners(given)[by_column]
+    values, givers = given.data, owners(given)
+    # within a column those first that add most: the largest values, or the smallest if the weight is negative
+    orders = [np.lexsort((givers, sign * values, given.indices)) for sign in (1, -1)]
+    columns = given.indices[orders[0]]  # the same in both
     names = ids.take(pa.array(history)).to_pylist()
     first, last = (np.searchsorted(columns, found.column, side) for side in ("left", "right"))
+    if most is not None:
+        last = np.minimum(last, first + most + 1)  # one of them may be the item itself
     answer: list[list[Reason]] = [[] for _ in top]
     for e, place in enumerate(found.place.tolist()):
-        here = slice(first[e], last[e])
-        order = np.argsort(-values[here] * found.weight[e], kind="stable")
-        items = [names[one] for one in givers[here][order].tolist() if history[one] != top[place]]
+        adding = givers[orders[int(found.weight[e] > 0)][first[e] : last[e]]].tolist()
+        items = [names[one] for one in adding if history[one] != top[place]][:most]
         answer[place].append(Reason(int(found.column[e]), float(found.part[e]), items))
     return answer

@@ -54,6 +54,8 @@ from hse_dist.files import new_folder, write_json
 
 KIND = "hse_dist export"
 VERSION = 2
+TRIES = 5
+"""To read an export that is replaced meanwhile."""
 
 ValueType = Literal["float32", "float16"]
 Format = Literal["parquet", "smallest", "mapped"] | Layout
@@ -186,14 +188,38 @@ def load_export(folder: str | Path, *, verify: bool = True) -> Export:
 
     Args:
         verify: False leaves out, of the format `mapped` alone, what reads its files whole: checksums, and whether
-        numbers
-            are those of an export. What kernels index memory by is checked all the same.
+            numbers are those of an export. What kernels index memory by is checked all the same.
+
+    An export that is replaced meanwhile, by a rename, is read again: files of two of them may have been opened.
 
     Raises:
         ExportError: the folder is missing, of another version, incomplete or damaged; or its files, checksums or not,
             hold what no export has: compiled kernels index memory by what they say.
     """
     folder = Path(folder)
+    for _ in range(TRIES):
+        before = _mark(folder)
+        try:
+            found = _load(folder, verify)
+        except ExportError:
+            if _mark(folder) == before:
+                raise
+            continue
+        if _mark(folder) == before:
+            return found
+    raise ExportError(f"The export {folder} was replaced {TRIES} times while it was read.", cause="Try again later.")
+
+
+def _mark(folder: Path) -> tuple[int, int] | None:
+    """Changes when another export takes the folder's place."""
+    try:
+        status = (folder / MANIFEST).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _load(folder: Path, verify: bool) -> Export:
     manifest = read_manifest(folder, KIND, VERSION, {"items", "dims", "live_entries", "format", "user_entries"})
     if manifest["format"] not in ("parquet", "mapped", *LAYOUTS):
         raise ExportError(f"The export {folder} has the format {manifest['format']}, which this program does not read.")

@@ -62,7 +62,7 @@ class LiveRecommender:
         """Load an export and serve it from now on, or what a delta makes of the one that is served.
 
         Args:
-            folder: of an export or a delta; None: the same again.
+            folder: of an export or a delta; None: the same again, which after a delta changes nothing.
 
         Returns:
             The new version.
@@ -72,8 +72,10 @@ class LiveRecommender:
         """
         with self._reloading:
             recommender, before, loads = self._served
-            folder = before if folder is None else Path(folder)
+            again, folder = folder is None, before if folder is None else Path(folder)
             delta = kind_of(folder) == DELTA
+            if again and delta:
+                return self.version
             served = recommender.update(folder) if delta else self._loaded(folder)
             self._served = (served, folder, loads + 1)
             return self.version

@@ -207,6 +207,8 @@ def read_arrays(folder: Path, storage: dict[str, Any]) -> dict[str, np.ndarray]:
             raise ValueError(f"{name}.npy has numbers that are out of range")
     if "ends" in arrays and not np.array_equal(blocks_of(arrays["ends"]), arrays["block_ends"]):
         raise ValueError("block_ends.npy does not follow from ends.npy")
+    if "ends" in arrays and arrays["block_ends"][-1] != len(arrays["tops"]):
+        raise ValueError("tops.npy has other blocks than block_ends.npy")
     if "scales" in arrays and not (arrays["scales"] >= 0).all():
         raise ValueError("scales.npy has negative numbers")
     return arrays

@@ -18,7 +18,7 @@ class Reason:
         contribution: gain of the item × sum of the history in this column × the item's value in it; an item of the
             history gets nothing from itself.
         items: the items of the history that are live in this column (but the item itself), raw ids, those that add
-            most first.
+            most first; no more of them than were asked for.
     """
 
     column: int

@@ -115,6 +115,7 @@ class Recommender:
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
         explain: bool = False,
+        reason_items: int | None = None,
     ) -> Recommendation:
         """At most `k` items for one history of raw ids; without a known id in it there are none.
 
@@ -123,11 +124,13 @@ class Recommender:
             allow, deny: raw ids, the only ones that may be recommended, and those that may not. Unknown ones among them
                 mean nothing; an empty allow list gives nothing.
             explain: say which columns made the scores (`Recommendation.reasons`).
+            reason_items: items of the history that a reason names at most; None: all.
 
         Raises:
             ConfigError: k is not positive.
         """
-        return self.recommend_batch([history], k, seen=seen, allow=allow, deny=deny, explain=explain)[0]
+        options: dict[str, Any] = {"explain": explain, "reason_items": reason_items}
+        return self.recommend_batch([history], k, seen=seen, allow=allow, deny=deny, **options)[0]
 
     def recommend_batch(
         self,
@@ -138,6 +141,7 @@ class Recommender:
         allow: Iterable[Any] | None = None,
         deny: Iterable[Any] | None = None,
         explain: bool = False,
+        reason_items: int | None = None,
     ) -> list[Recommendation]:
         """`recommend` for several histories at once, which share the other arguments.
 
@@ -155,10 +159,8 @@ class Recommender:
         unknown: list[list[Any]] = [[] for _ in asked]
         for place in np.flatnonzero(~known).tolist():
             unknown[owner[place]].append(ids[place])
-        return [
-            self._answer(top[b], scores[b], unknown[b], rows[known][offsets[b] : offsets[b + 1]] if explain else None)
-            for b in range(len(asked))
-        ]
+        given = [rows[known][offsets[b] : offsets[b + 1]] if explain else None for b in range(len(asked))]
+        return [self._answer(top[b], scores[b], unknown[b], given[b], reason_items) for b in range(len(asked))]
 
     def choice(
         self, *, seen: bool = False, allow: Iterable[Any] | None = None, deny: Iterable[Any] | None = None
@@ -171,14 +173,14 @@ class Recommender:
         return choose(len(self.item_ids), seen=seen, allow=allowed, deny=denied)
 
     def _answer(
-        self, top: np.ndarray, scores: np.ndarray, unknown: list[Any], history: np.ndarray | None
+        self, top: np.ndarray, scores: np.ndarray, unknown: list[Any], history: np.ndarray | None, most: int | None
     ) -> Recommendation:
         some = top >= 0
         items, why = self.item_ids.take(pa.array(top[some])).to_pylist(), None
         if history is not None:
             distinct = np.unique(history)
             _, user = self._pool(np.array([0, len(distinct)]), distinct)
-            why = reasons(self._matrix, self._gains, user, distinct, top[some], self.item_ids)
+            why = reasons(self._matrix, self._gains, user, distinct, top[some], self.item_ids, most)
         return Recommendation(items, scores[some].tolist(), unknown, why)
 
     def rows_of(self, ids: pa.Array) -> np.ndarray:

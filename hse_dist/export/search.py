@@ -80,8 +80,8 @@ class Search:
         """Build now what queries would build when it pays."""
         if self.wants:
             self._built()
-            if self._sweep:
-                self._sweep.prepare()
+        if self._sweep:
+            self._sweep.prepare(turn=not self.wants)
 
     def _built(self) -> Impacts:
         with self._building:

@@ -12,6 +12,7 @@ taken: an entry costs about the same in both (measured with 1 000 000 items of 3
 from __future__ import annotations
 
 import os
+import threading
 from functools import cached_property
 
 import numpy as np
@@ -46,7 +47,7 @@ class Sweep:
         by_column: sp.csr_matrix | None = None,
         lengths: np.ndarray | None = None,
     ) -> None:
-        self._turned, self._lengths = by_column, lengths
+        self._turned, self._lengths, self._turning = by_column, lengths, threading.Lock()
         self._matrix, self._gains = matrix, np.ascontiguousarray(gains, np.float32)
         self._offsets = matrix.indptr.astype(np.int64)
         self._threads = threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
@@ -57,9 +58,10 @@ class Sweep:
         return self._turned is not None
 
     def _by_column(self) -> sp.csr_matrix:
-        if self._turned is None:
-            self._turned = self._matrix.T.tocsr()
-        return self._turned
+        with self._turning:  # threads that come first together need one of it
+            if self._turned is None:
+                self._turned = self._matrix.T.tocsr()
+            return self._turned
 
     @cached_property
     def _column_lengths(self) -> np.ndarray:
@@ -69,8 +71,10 @@ class Sweep:
             return self._lengths
         return np.bincount(self._matrix.indices, minlength=self._matrix.shape[1])
 
-    def prepare(self) -> None:
-        """Count the columns' entries now, which the first user would wait for."""
+    def prepare(self, *, turn: bool = False) -> None:
+        """Count the columns' entries now, which the first user would wait for; or turn the matrix."""
+        if turn:
+            self._by_column()
         _ = self._column_lengths
 
     def _cost(self, users: sp.csr_matrix) -> tuple[int, int]:

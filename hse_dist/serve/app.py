@@ -9,25 +9,30 @@ event loop goes on taking requests, refusing them, and saying that all is well.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 import hse_dist
 from hse_dist.errors import HseError, UserError
 from hse_dist.serve.counts import CONTENT_TYPE, Snapshot, page
-from hse_dist.serve.guard import HEALTHZ, METRICS, RECOMMEND, RELOAD, Guard
+from hse_dist.serve.guard import RETRY_AFTER_SECONDS, Guard
 from hse_dist.serve.messages import Answer, Health, Problem, Reloaded, question_model
 from hse_dist.serve.options import Limits
+from hse_dist.serve.refusals import HEALTHZ, METRICS, RECOMMEND, RELOAD
 from hse_dist.serve.service import Service, Watch
 
 NAMED = 5
 """Mistakes of a request that its answer names."""
+
+SHOWN, MESSAGE = 64, 200
+"""Characters of a field's name, which the client may have made up, and of a message."""
 
 Gather = Callable[[Snapshot], Awaitable[list[Snapshot]]]
 
@@ -112,12 +117,28 @@ def _add_recommend(app: FastAPI, service: Service, limits: Limits) -> None:
 
 
 def _add_others(app: FastAPI, service: Service, gather: Gather) -> None:
-    @app.post(
-        RELOAD, responses={409: {"model": Problem, "description": "The export is unfit; the one before is kept."}}
-    )
+    problems: dict[int | str, dict[str, Any]] = {
+        403: {"model": Problem, "description": "A page of another origin asks."},
+        409: {"model": Problem, "description": "The export is unfit; the one before is kept."},
+        503: {"model": Problem, "description": "Another request for it is under way; try again."},
+    }
+
+    asked = threading.Lock()
+
+    def look() -> Reloaded:
+        try:
+            return service.look(again=True)
+        finally:
+            asked.release()
+
+    @app.post(RELOAD, responses=problems)
     async def reload() -> Reloaded:
         """Look for a newer export now. Requests under way end with the one before."""
-        return await asyncio.to_thread(service.look, again=True)
+        if not asked.acquire(blocking=False):  # it may have looked too early for this one, and each takes a thread
+            again = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+            raise HTTPException(503, "Another request to reload is under way.", again)
+        # it goes on, and gives the lock back, where nobody waits any more
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, look))
 
     @app.get(HEALTHZ)
     async def healthz() -> Health:
@@ -136,7 +157,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """What is wrong, without what was sent: that may be long, or no JSON."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    said = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:NAMED]]
+    said = [f"{'.'.join(str(part)[:SHOWN] for part in one['loc'])}: {one['msg'][:MESSAGE]}" for one in found[:NAMED]]
     more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return JSONResponse({"detail": f"{'; '.join(said)}{more}"}, status_code=422)
 

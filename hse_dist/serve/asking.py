@@ -1,6 +1,7 @@
-"""What a server's own process asks it over HTTP: whether it answers, and what it has counted.
+"""What a server's own process asks it: whether it answers, and what it has counted.
 
-In: options. Out: bytes, numbers. As everybody else it gets its answers through the front door.
+In: options. Out: bytes, numbers. A server on Ray is asked through the front door, as by everybody else; one in this
+process needs no connection, which somebody else may have taken.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ class Running:
     """A server.
 
     Attributes:
-        health: a path that answers as long as it lives.
+        look: raises OSError or HTTPException where it does not answer now, ServeError where it never will again.
         drain: refuses new requests and waits for those under way; raises nothing.
+        total: the sum of a counter; raises OSError, HTTPException or ValueError.
     """
 
-    health: str
+    look: Callable[[], object]
     drain: Callable[[], None]
+    total: Callable[[str], float]
 
 
 def for_url(host: str) -> str:
@@ -50,3 +53,8 @@ def samples(options: Options, name: str) -> list[float]:
 
     families = text_string_to_metric_families(get(options, "/metrics").decode())
     return [sample.value for family in families for sample in family.samples if sample.name == name]
+
+
+def total(options: Options, name: str) -> float:
+    """Their sum."""
+    return sum(samples(options, name))

@@ -69,6 +69,11 @@ class Counts:
         self._replicas.clear()
         self._replicas.labels(name).set(1)
 
+    def total(self, name: str) -> float:
+        """The sum of all samples of this name."""
+        found = self.snapshot()
+        return sum(value for family in found for sample, _, value in family["samples"] if sample == name)
+
     def snapshot(self) -> Snapshot:
         """All of it, as JSON."""
         return [

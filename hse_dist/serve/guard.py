@@ -16,20 +16,19 @@ from starlette.responses import JSONResponse
 
 from hse_dist.serve.counts import Counts
 from hse_dist.serve.options import Limits
+from hse_dist.serve.refusals import PATHS, RECOMMEND, refusal, too_large
 
-RECOMMEND, RELOAD, HEALTHZ, METRICS, OPENAPI = "/recommend", "/reload", "/healthz", "/metrics", "/openapi.json"
-PATHS = (RECOMMEND, RELOAD, HEALTHZ, METRICS, OPENAPI)
 RETRY_AFTER_SECONDS = 1
 CLIENT_GONE = 499
 """Counted where nobody waits for an answer any more: the client has gone, or its time was over."""
-
-DIGITS = 18
-"""Of a length that are looked at: Python refuses to read thousands."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
+
+CLOSE = {"Connection": "close"}
+"""Where a body may not have come in full: what still comes of it is not taken in."""
 
 
 class Guard:
@@ -60,7 +59,10 @@ class Guard:
         # paths that nobody serves are anybody's: one name for all keeps the page short
         path = scope["path"] if scope["path"] in PATHS else "other"
         try:
-            if path == RECOMMEND:
+            if refused := refusal(scope, self._limits):
+                answer = JSONResponse({"detail": refused[1]}, status_code=refused[0], headers=CLOSE)
+                await answer(scope, receive, watched)
+            elif path == RECOMMEND:
                 await self._limited(scope, receive, watched)
             else:
                 await self._bounded(scope, receive, watched)
@@ -88,9 +90,6 @@ class Guard:
 
     async def _bounded(self, scope: Message, receive: Receive, send: Send) -> None:
         most = self._limits.max_body_bytes
-        if _said_length(scope) > most:
-            await JSONResponse({"detail": _too_large(most)}, status_code=413)(scope, receive, send)
-            return
         got = 0
 
         async def counted() -> Message:
@@ -98,7 +97,7 @@ class Guard:
             message = await receive()
             got += len(message.get("body", b""))
             if got > most:  # it came in pieces, without a length
-                raise HTTPException(413, _too_large(most))
+                raise HTTPException(413, too_large(most), CLOSE)
             return message
 
         started = False
@@ -115,15 +114,4 @@ class Guard:
             if started:
                 raise
             late = f"There was no answer within {self._limits.seconds} s, the most that a request may take."
-            await JSONResponse({"detail": late}, status_code=408)(scope, receive, send)
-
-
-def _said_length(scope: Message) -> int:
-    for name, value in scope["headers"]:
-        if name.lower() == b"content-length" and value.isdigit():
-            return int(value[:DIGITS])
-    return 0
-
-
-def _too_large(most: int) -> str:
-    return f"The body is larger than {most} bytes, the most that is taken."
+            await JSONResponse({"detail": late}, status_code=408, headers=CLOSE)(scope, receive, send)

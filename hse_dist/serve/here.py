@@ -16,7 +16,7 @@ import uvicorn
 from hse_dist.errors import ServeError
 from hse_dist.serve.app import make_app
 from hse_dist.serve.asking import Running
-from hse_dist.serve.guard import HEALTHZ
+from hse_dist.serve.connections import Bounded, most_connections
 from hse_dist.serve.options import Options
 from hse_dist.serve.service import Service
 
@@ -37,15 +37,17 @@ def serving_here(options: Options) -> Iterator[Running]:
     """
     service = Service(options.export, options.limits)
     app = make_app(service, options.limits, threads=options.threads, look_seconds=options.look_seconds)
+    most = most_connections()
     config = uvicorn.Config(
         app,
+        http=type("Connection", (Bounded,), {"most": most}),
         host=options.host,
         port=options.port,
         log_level="warning",
         access_log=False,
         lifespan="on",
         server_header=False,
-        backlog=BACKLOG,
+        backlog=min(BACKLOG, most // 2),  # so many may be taken at once,
         timeout_graceful_shutdown=options.limits.seconds,
     )
     server = uvicorn.Server(config)
@@ -56,8 +58,23 @@ def serving_here(options: Options) -> Iterator[Running]:
         if not thread.is_alive() or time.monotonic() > end:
             raise ServeError("The HTTP server did not start.", cause="Its log says why.")
         time.sleep(LOOK_SECONDS)
-    try:
-        yield Running(HEALTHZ, lambda: None)  # it waits for requests under way when it is told to end
-    finally:
+
+    def look() -> None:
+        if not thread.is_alive():
+            raise ServeError("The HTTP server has ended.", cause="Its log says why.")
+
+    def drain() -> None:
+        service.ending = True  # others are told to come again
+        last = time.monotonic() + options.limits.seconds
+        while thread.is_alive() and time.monotonic() < last and service.counts.total("hse_serve_in_flight") > 0:
+            time.sleep(LOOK_SECONDS)
+        end_it()
+
+    def end_it() -> None:
         server.should_exit = True
         thread.join(options.limits.seconds + SECONDS_TO_END)
+
+    try:
+        yield Running(look, drain, service.counts.total)
+    finally:
+        end_it()

@@ -33,7 +33,7 @@ class Reason(BaseModel):
     column: int
     contribution: float
     items: list[Id]
-    """Items of the history that are live in this column, those that add most first."""
+    """Items of the history that are live in this column, those that add most first, so many as the server names."""
 
 
 class Answer(BaseModel):

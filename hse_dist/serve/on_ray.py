@@ -18,9 +18,9 @@ from pathlib import Path
 
 from hse_dist.errors import HseError, ResourceError, ServeError
 from hse_dist.loopback import keep_to_loopback, keep_to_ourselves
-from hse_dist.serve.asking import SECONDS, Running, get, samples
-from hse_dist.serve.guard import HEALTHZ
+from hse_dist.serve.asking import SECONDS, Running, get, total
 from hse_dist.serve.options import Options
+from hse_dist.serve.refusals import HEALTHZ
 
 WAIT_SECONDS = 0.2
 SECONDS_TO_START = 300.0
@@ -47,7 +47,7 @@ def serving_on_ray(options: Options) -> Iterator[Running]:
     """
     with _ray(options):
         _deploy(options)
-        yield Running(HEALTH, partial(_drain, options))
+        yield Running(partial(get, options, HEALTH), partial(_drain, options), partial(total, options))
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def _drain(options: Options) -> None:
     try:
         serve.get_deployment_handle(BOARD, APPLICATION).end.remote().result(timeout_s=SECONDS)
         time.sleep(2 * options.look_seconds)  # the replicas hear of it, and then tell what is under way
-        while time.monotonic() < end and sum(samples(options, "hse_serve_in_flight")) > 0:
+        while time.monotonic() < end and total(options, "hse_serve_in_flight") > 0:
             time.sleep(WAIT_SECONDS)
     except Exception as error:  # Ray raises whatever it likes here; the end is near anyway
         log.warning("Requests under way may be lost: %s", error)

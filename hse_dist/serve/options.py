@@ -25,6 +25,8 @@ class Limits(Settings):
     """Items that may be asked for."""
     max_explained: Positive = 100
     """Items that may be asked for with `explain`: reasons are many times longer than answers."""
+    max_reason_items: Positive = 20
+    """Items of the history that a reason names, those that add most; more are left out."""
     max_history: Positive = 10_000
     """Ids of a history."""
     max_filter: Positive = 50_000
@@ -32,7 +34,7 @@ class Limits(Settings):
     concurrency: Positive = 64
     """Requests for recommendations that a replica works on or lets wait; more are answered with 503."""
     seconds: Positive = 30
-    """What a request may take, from its first byte to its answer; after that Ray Serve answers with 408."""
+    """What a request may take, from the end of its headers to its answer; after that the answer is 408."""
 
 
 class Options(Settings):

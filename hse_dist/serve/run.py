@@ -23,7 +23,7 @@ from typing import Any
 from hse_dist.errors import ResourceError, ServeError
 from hse_dist.preemption import ending, undisturbed
 from hse_dist.processes import nothing_left
-from hse_dist.serve.asking import Running, for_url, get, samples
+from hse_dist.serve.asking import Running, for_url
 from hse_dist.serve.options import Options
 
 SECONDS_TO_END = 10.0
@@ -53,11 +53,11 @@ def run(options: Options) -> dict[str, Any]:
         running = stack.enter_context(_serving(options))
         with _asked_to_end() as end:  # from the line on that says so
             log.info("Serving %s at %s after %.1f s; Ctrl-C ends it", options.export, url, time.perf_counter() - began)
-            _wait(end, options, running.health)
+            _wait(end, running)
         with undisturbed():
             log.info("Ending: requests under way are answered")
             running.drain()
-            counts = _counts(options)
+            counts = _counts(running)
             stack.close()
     return {"url": url, **counts, "seconds": time.perf_counter() - began}
 
@@ -74,7 +74,7 @@ def _serving(options: Options) -> AbstractContextManager[Running]:
 
 def check_installed() -> None:
     """Raise ResourceError where the extra `serve` is missing."""
-    names = ("ray", "fastapi", "uvicorn", "prometheus_client")
+    names = ("ray", "fastapi", "uvicorn", "httptools", "prometheus_client")
     missing = [name for name in names if not importlib.util.find_spec(name)]
     if missing:
         raise ResourceError(
@@ -133,12 +133,12 @@ def _asked_to_end() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _wait(end: threading.Event, options: Options, health: str) -> None:
+def _wait(end: threading.Event, running: Running) -> None:
     """Until somebody ends it, or nobody answers any more."""
     failed = 0
     while not end.wait(LOOK_SECONDS):
         try:
-            get(options, health)
+            running.look()
             failed = 0
         except (OSError, HTTPException) as error:
             failed += 1
@@ -146,9 +146,9 @@ def _wait(end: threading.Event, options: Options, health: str) -> None:
                 raise ServeError(f"The HTTP server does not answer: {error}") from None
 
 
-def _counts(options: Options) -> dict[str, int]:
+def _counts(running: Running) -> dict[str, int]:
     try:
-        return {name: int(sum(samples(options, f"hse_serve_{name}_total"))) for name in ("requests", "errors")}
+        return {name: int(running.total(f"hse_serve_{name}_total")) for name in ("requests", "errors")}
     except (OSError, HTTPException, ValueError) as error:
         log.warning("The counts cannot be read: %s", error)
         return {}

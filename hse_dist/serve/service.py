@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from hse_dist.serve.messages import Answer, Reason, Reloaded
 from hse_dist.serve.options import Limits
 from hse_dist.serve.place import Found, find
 
+PAUSE_SECONDS, MOST_PAUSE_SECONDS = 2.0, 300.0
+"""Before what failed is tried again: first, and at most."""
 log = logging.getLogger(__name__)
 
 
@@ -39,6 +42,9 @@ class Service:
         self._place, self._limits, self._lock = Path(place), limits, threading.Lock()
         self._seen: Found = find(self._place)
         self._live = LiveRecommender(self._seen.folder, threads)
+        self._missing = ""
+        self._failed: Found | None = None
+        self._pause = self._next_try = 0.0
         self.ending = False
         self.counts = Counts()
         self.counts.version(self.version)
@@ -70,6 +76,7 @@ class Service:
             allow=question.allow,
             deny=question.deny,
             explain=question.explain,
+            reason_items=self._limits.max_reason_items,
         )
         self.counts.unknown(len(found.unknown))
         reasons = None
@@ -77,30 +84,56 @@ class Service:
             reasons = [[Reason(**vars(reason)) for reason in of_item] for of_item in found.reasons]
         return Answer(items=found.items, scores=found.scores, unknown=found.unknown, reasons=reasons)
 
+    @property
+    def well(self) -> bool:
+        """Whether the last look found what is answered from."""
+        return not self._missing and self._failed is None
+
     def look(self, *, again: bool = False) -> Reloaded:
         """Take the export that lies at the place now, if it is another one.
 
+        What failed is tried again after a pause that grows: it may have been the machine, and not the export.
+
         Args:
-            again: try even what was refused before.
+            again: try what failed before without a pause.
 
         Raises:
             HseError: it is unfit, or there is none; the one before is kept.
         """
         with self._lock:  # one at a time: two would need the memory of three exports
+            found = self._find(again)
+            if found == self._seen:
+                self._failed = None
+            elif again or found != self._failed or time.monotonic() >= self._next_try:
+                return self._take(found)
+            return Reloaded(version=self.version, changed=False)
+
+    def _find(self, again: bool) -> Found:
+        try:
             found = find(self._place)
-            if found == self._seen and not again:
-                return Reloaded(version=self.version, changed=False)
-            before, self._seen = self.version, found
-            try:
-                self._live.reload(found.folder)
-            except HseError:
+        except Exception as error:
+            if again or self._missing != str(error):  # once, and not at every look
                 self.counts.reload(taken=False)
-                raise
-            if changed := self.version != before:
-                self.counts.reload(taken=True)
-                self.counts.version(self.version)
-                log.info("Another export: %s, version %s", found.folder, self.version)
-            return Reloaded(version=self.version, changed=changed)
+            self._missing = str(error)
+            raise
+        self._missing = ""
+        return found
+
+    def _take(self, found: Found) -> Reloaded:
+        before = self.version
+        try:
+            self._live.reload(found.folder)
+        except Exception:
+            self._pause = min(2 * self._pause, MOST_PAUSE_SECONDS) if found == self._failed else PAUSE_SECONDS
+            self._failed, self._next_try = found, time.monotonic() + self._pause
+            self.counts.reload(taken=False)
+            raise
+        self._seen, self._failed = found, None
+        if changed := self.version != before:
+            self.counts.reload(taken=True)
+            self.counts.version(self.version)
+            log.info("Another export: %s, version %s", found.folder, self.version)
+        return Reloaded(version=self.version, changed=changed)
 
 
 class Watch:
@@ -117,8 +150,11 @@ class Watch:
             if self._said != str(error):
                 log.warning("The export before goes on answering: %s", error)
             self._said = str(error)
-        except Exception:
-            # a bug of ours must not end the looking
-            log.exception("Looking for a newer export failed")
+        except Exception as error:
+            # no memory, no file descriptor, or a bug of ours: it must not end the looking
+            if self._said != repr(error):
+                log.exception("Looking for a newer export failed; the one before goes on answering")
+            self._said = repr(error)
         else:
-            self._said = ""
+            if self._service.well:
+                self._said = ""

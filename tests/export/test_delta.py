@@ -131,6 +131,7 @@ def test_a_live_recommender_takes_deltas(there: Path) -> None:
     live = LiveRecommender(there / "a")
     old = live.current
     version = live.reload(there / "ab")
+    assert live.reload() == version == live.version
     assert version.startswith("2-") and live.current is not old
     assert live.current.recommend([1, 30], 9) == Recommender.load(there / "b").recommend([1, 30], 9)
     with pytest.raises(ExportError, match="The delta is of the export"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,9 @@ import pytest
 
 from hse_dist import LiveRecommender, Recommender
 from hse_dist.errors import ExportError
+from hse_dist.export import format
 from hse_dist.export.format import RowBlock, load_export, write_export
+from hse_dist.export.sweep import Sweep
 
 ITEMS, DIMS = 50, 32
 
@@ -62,6 +66,34 @@ def test_threads_see_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     )
     assert len({first, *versions}) == 8 and before.recommend([3, 7, 9], 5) == answers[0]
     assert live.reload().split("-") == ["9", versions[-1].split("-")[1]]
+
+
+def test_an_export_that_is_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path / "a", 1)
+    write(tmp_path / "b", 2)
+    wanted, check = load_export(tmp_path / "b"), format.check_files
+
+    def replaced(folder: Path, *rest: Any) -> None:
+        check(folder, *rest)
+        if (tmp_path / "b").exists():
+            shutil.rmtree(folder)
+            (tmp_path / "b").rename(folder)
+
+    monkeypatch.setattr(format, "check_files", replaced)
+    found = load_export(tmp_path / "a")
+    assert found.content == wanted.content and (found.matrix != wanted.matrix).nnz == 0
+
+
+def test_threads_that_come_first_together_turn_the_matrix_once(tmp_path: Path) -> None:
+    write(tmp_path / "a", 1)
+    matrix = load_export(tmp_path / "a").matrix
+    sweep, found = Sweep(matrix, np.ones(matrix.shape[0], np.float32)), []
+    threads = [threading.Thread(target=lambda: found.append(sweep._by_column())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert len(found) == 8 and len({id(one) for one in found}) == 1
 
 
 def test_an_unfit_export_leaves_the_old_one(tmp_path: Path) -> None:

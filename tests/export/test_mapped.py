@@ -12,6 +12,7 @@ import pytest
 
 from hse_dist import LiveRecommender
 from hse_dist.errors import ExportError
+from hse_dist.export.checks import describe_file
 from hse_dist.export.format import RowBlock, load_export, write_export
 from hse_dist.export.recommender import Recommender
 from hse_dist.native.library import library
@@ -109,6 +110,14 @@ def test_what_is_checked_without_checksums(tmp_path: Path) -> None:
     ):
         assert what in said(name, 3, number, False)
         assert f"{name}.npy is truncated or changed" in said(name, 3, number, True)
+    shutil.copytree(tmp_path / "good", tmp_path / "short")
+    manifest = json.loads((tmp_path / "short/manifest.json").read_text())
+    manifest["storage"]["blocks"] = 1
+    np.save(tmp_path / "short/tops.npy", np.load(tmp_path / "short/tops.npy")[:1])
+    manifest["files"]["tops.npy"] = describe_file(tmp_path / "short/tops.npy")
+    (tmp_path / "short/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ExportError, match=r"tops\.npy has other blocks"):
+        load_export(tmp_path / "short", verify=False)
     content = (tmp_path / "good/values.npy").read_bytes()
     (tmp_path / "good/values.npy").write_bytes(content[:-4])
     with pytest.raises(ExportError, match=r"values\.npy is truncated or changed"):

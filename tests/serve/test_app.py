@@ -67,6 +67,7 @@ def test_defaults_are_those_of_the_recommender(export, serving):
         ({"history": ["\ud800"]}, "surrogates not allowed"),
         ({"history": [1], "deny": ["\ud800"]}, "surrogates not allowed"),
         ({"history": ["x", 2.5] * 50}, "; and 95 more"),
+        ({"history": [1], "y" * 100_000: 1, "z" * 100_000: 1}, f"body.{'y' * 64}: Extra inputs"),
     ],
 )
 def test_a_wrong_question_is_told_what_is_wrong_with_it(serving, question, message):

@@ -33,6 +33,13 @@ def test_a_question_has_limits(serving, limits, right, wrong, message):
     assert reply.status == 422 and message in reply.json["detail"]
 
 
+def test_reasons_have_a_limit(serving):
+    client, _ = serving(max_reason_items=2)
+    question = {"history": list(range(1000, 1100)), "k": 5, "explain": True}
+    found = [len(reason["items"]) for reasons in client.ask(**question).json["reasons"] for reason in reasons]
+    assert max(found) == 2
+
+
 def test_a_body_has_a_limit_whether_it_says_its_length_or_not(serving):
     client, _ = serving(max_body_bytes=1000)
     body = json.dumps({"history": [1000]}).encode()
@@ -52,6 +59,33 @@ def test_a_body_without_end_is_refused_before_it_has_come(serving):
         connection.sendall(b"POST /recommend HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n")
         connection.sendall(b"Transfer-Encoding: chunked\r\n\r\n" + (b"400\r\n" + b"7" * 0x400 + b"\r\n"))
         assert b" 413 " in connection.recv(4096)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/reload"), ("GET", "/healthz"), ("GET", "/metrics"), ("GET", "/recommend"), ("POST", "/no/such/path")],
+)
+def test_where_nobody_reads_a_body_none_is_taken(serving, method, path):
+    client, service = serving()
+    service.look = lambda again=False: 1 // 0
+    for head in ("Transfer-Encoding: chunked\r\n\r\n400\r\n" + "7" * 0x400, "Content-Length: 9999\r\n\r\n7"):
+        with socket.create_connection(("127.0.0.1", client.port), timeout=20) as connection:
+            connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: h\r\n{head}".encode())
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))  # until the server closes it
+        assert b" 413 " in answer and b"takes no body" in answer
+    assert (
+        client.counted(f'hse_serve_errors_total{{path="{path if "such" not in path else "other"}",status="413"}}') == 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [(None, 200), ("http://127.0.0.1:PORT", 200), ("https://example.org", 403), ("null", 403), ("http://[", 403)],
+)
+def test_a_page_of_another_origin_may_not_reload(serving, origin, status):
+    client, _ = serving()
+    headers = {"Origin": origin.replace("PORT", str(client.port))} if origin else {}
+    assert client.send("POST", "/reload", headers=headers).status == status
 
 
 def test_what_is_too_much_at_once_is_told_to_come_again(serving):

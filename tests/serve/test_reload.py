@@ -128,6 +128,75 @@ def test_what_is_wrong_is_logged_once(export, caplog):
     assert caplog.text.count("Another export") == 1 and "ERROR" not in caplog.text
 
 
+def refusals(service: Service) -> float:
+    found = [one for family in service.counts.snapshot() for one in family["samples"]]
+    return sum(value for _, labels, value in found if labels.get("result") == "refused")
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), OSError(24, "Too many open files"), HseError("lacks it")])
+def test_what_failed_is_tried_again_after_a_pause_that_grows(export, monkeypatch, caplog, error):
+    service, tries, now = Service(export, Limits()), [], [0.0]
+    watch, load = Watch(service), service._live.reload
+    monkeypatch.setattr("hse_dist.serve.service.time.monotonic", lambda: now[0])
+
+    def fail(folder):
+        tries.append(now[0])
+        raise error
+
+    service._live.reload = fail
+    version = service.version
+    write(export, seed=1)
+    for second in range(16):
+        now[0] = float(second)
+        watch()
+    assert tries == [0, 2, 6, 14] and refusals(service) == 4
+    assert len(caplog.records) == 1 and service.version == version
+    service._live.reload = load
+    now[0] = 100.0
+    watch()
+    assert service.version == Recommender.load(export).version[:12] != version
+    assert service.well
+
+
+def test_a_missing_export_is_counted_once_for_each_time_it_goes(export, tmp_path, caplog):
+    service = Service(export, Limits())
+    watch = Watch(service)
+    for times in (1, 2):
+        export.rename(tmp_path / "away")
+        for _ in range(3):
+            watch()
+        assert refusals(service) == times == len(caplog.records)
+        (tmp_path / "away").rename(export)
+        watch()
+
+
+def test_nothing_is_loaded_that_is_served_and_one_may_ask_at_a_time(export, serving):
+    client, service = serving(look_seconds=3600.0)
+    loads, began, go_on, load = [], threading.Event(), threading.Event(), service._live.reload
+
+    def slow(folder):
+        loads.append(folder)
+        began.set()
+        assert go_on.wait(20)
+        return load(folder)
+
+    service._live.reload = slow
+    for _ in range(3):
+        assert client.send("POST", "/reload").json["changed"] is False
+    assert loads == []
+    write(export, seed=1)
+    replies = []
+    first = threading.Thread(target=lambda: replies.append(Client(client.port).send("POST", "/reload")), daemon=True)
+    first.start()
+    assert began.wait(20)
+    refused = client.send("POST", "/reload")
+    assert refused.status == 503 and refused.headers["retry-after"] == "1" and len(loads) == 1
+    go_on.set()
+    first.join(20)
+    assert replies[0].json["changed"] is True
+    assert client.send("POST", "/reload").json["changed"] is False and len(loads) == 1
+
+
 def test_under_load_every_answer_is_whole_and_from_one_export(export, tmp_path, serving):
     client, _ = serving(look_seconds=0.01)
     right = []

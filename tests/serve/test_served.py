@@ -143,6 +143,9 @@ def test_replicas_answer_as_the_recommender_listen_on_loopback_and_leave_nothing
     assert client.ask(history=HISTORY, k=51).status == 422
     large = client.send("POST", "/recommend", b" " * (1 << 21), {"Content-Type": "application/json"})
     assert large.status == 413
+    pieces = (b"7" * 1000 for _ in range(5))
+    unread = Client(served.port).send("POST", "/reload", pieces, {"Transfer-Encoding": "chunked"})
+    assert unread.status == 413
 
     found = listening(served.process.pid)
     programs = {program for _, program in found}
