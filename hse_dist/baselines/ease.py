@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
-import torch
 
 from hse_dist.baselines.fitting import need_memory
-from hse_dist.errors import ConfigError, NumericError
+from hse_dist.errors import ConfigError, NumericError, ResourceError
 
-SCIPY_ITEMS = 30_000
-"""Beyond, SciPy's OpenBLAS (0.3.30) ends the process when it factors a float32 matrix with two threads."""
+MOST_ITEMS = 30_000
+"""Of a matrix that LAPACK factors. Beyond, SciPy's OpenBLAS (0.3.30) ended the process on two threads (32 000 and 40 981
+items, float32), and torch's MKL did after half an hour; `sparsity.hse.max_items` is the same."""
 DOUBLE_ITEMS = 10_000
 """Up to so many items the arithmetic is float64; beyond, float32 halves memory and time."""
 
@@ -55,7 +55,11 @@ def fit_ease(x: sp.csr_matrix, regularization: float, dtype: np.dtype | type) ->
     # the lower triangle of a Fortran matrix, which LAPACK overwrites instead of copying it
     matrix = _gram(x, np.dtype(dtype))
     matrix[np.diag_indices_from(matrix)] += regularization
-    if failed := (_invert if len(matrix) <= SCIPY_ITEMS else _invert_large)(matrix):
+    potrf, potri = scipy.linalg.get_lapack_funcs(("potrf", "potri"), (matrix,))
+    matrix, failed = potrf(matrix, lower=1, clean=0, overwrite_a=1)
+    if not failed:
+        matrix, failed = potri(matrix, lower=1, overwrite_c=1)
+    if failed:
         raise NumericError(
             f"XᵀX + λI is not positive definite in {matrix.dtype} (LAPACK info {failed}).",
             cause=f"The regularization {regularization} is too small for these counts.",
@@ -63,22 +67,6 @@ def fit_ease(x: sp.csr_matrix, regularization: float, dtype: np.dtype | type) ->
     mirror(matrix)
     # P is symmetric, so its transpose is the same matrix laid out as the sparse product wants it
     return Ease(matrix.T, -1.0 / matrix.diagonal())
-
-
-def _invert(matrix: np.ndarray) -> int:
-    """The inverse in the place of the lower triangle of a Fortran matrix; LAPACK's info, 0 where all went well."""
-    potrf, potri = scipy.linalg.get_lapack_funcs(("potrf", "potri"), (matrix,))
-    _, failed = potrf(matrix, lower=1, clean=0, overwrite_a=1)
-    return int(failed or potri(matrix, lower=1, overwrite_c=1)[1])
-
-
-def _invert_large(matrix: np.ndarray) -> int:
-    """The same by torch's LAPACK, in place as well, and slower."""
-    there, failed = torch.from_numpy(matrix.T).T, torch.empty((), dtype=torch.int32)
-    torch.linalg.cholesky_ex(there, out=(there, failed))
-    if not int(failed):
-        torch.cholesky_inverse(there, out=there)
-    return int(failed)
 
 
 def _gram(x: sp.csr_matrix, dtype: np.dtype) -> np.ndarray:
@@ -106,11 +94,16 @@ def mirror(matrix: np.ndarray) -> None:
 
 
 def check_memory(items: int, dtype: np.dtype, users: int) -> None:
-    """Check that one matrix of items × items fits.
+    """Check that one matrix of items × items fits, and is none that LAPACK fails on.
 
     Raises:
-        ResourceError: it does not.
+        ResourceError: it does not, or is.
     """
+    if items > MOST_ITEMS:
+        raise ResourceError(
+            f"EASE of {items} items is more than the LAPACK libraries here can factor; {MOST_ITEMS} is the limit.",
+            cause="They end the process beyond. Leave out rare items (data.min_item_count).",
+        )
     # the matrix in place, the blocks that fill and mirror it, and a block of scores in both precisions
     needed = items * dtype.itemsize * (items + 3 * _SIDE) + users * items * (dtype.itemsize + 4)
     cause = "It is items × items: leave out rare items (data.min_item_count) or use a larger machine."
