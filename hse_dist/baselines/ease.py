@@ -20,8 +20,8 @@ from hse_dist.baselines.fitting import need_memory
 from hse_dist.errors import ConfigError, NumericError, ResourceError
 
 MOST_ITEMS = 30_000
-"""Of a matrix that LAPACK factors. Beyond, SciPy's OpenBLAS (0.3.30) ended the process on two threads (32 000 and 40 981
-items, float32), and torch's MKL did after half an hour; `sparsity.hse.max_items` is the same."""
+"""Of a matrix that LAPACK factors. Beyond, SciPy's OpenBLAS (0.3.30) ended the process with two threads (at 32 000 and
+40 981 items, float32), and torch's MKL did after half an hour; `sparsity.hse.max_items` is the same."""
 DOUBLE_ITEMS = 10_000
 """Up to so many items the arithmetic is float64; beyond, float32 halves memory and time."""
 
