@@ -41,6 +41,7 @@ def benchmark_step(
     history: int = 60,
     rows: int = 200_000,
     chunk_width: int = 32,
+    block: str = "1",
     repeats: int = 7,
     threads: int | None = None,
     device: str = "cpu",
@@ -49,16 +50,20 @@ def benchmark_step(
 
     Args:
         candidates: C, rows looked up a step. live: k, live entries a row. dims: D. users: B. history: mean items a
-            user. rows: of the table. chunk_width: w, slots a chunk of the packed table.
+            user. rows: of the table. chunk_width: w, slots a chunk of the packed table. block: b, adjacent columns
+            that are live together under one number.
 
     Returns:
         figures `speedup_vs_dense_equal_dim` and `time_vs_dense_equal_bytes`; a row a table, in milliseconds.
 
     Raises:
         ResourceError: there is no such device here.
-        ConfigError: it does not train dense rows of so many columns.
+        ConfigError: it does not train dense rows of so many columns; or blocks do not fit the rows.
     """
-    where = usable_device(device)
+    where, b = usable_device(device), int(block)
+    if live % b or dims % b or chunk_width % b:
+        raise ConfigError(f"Blocks of {b} do not divide --live {live}, --dims {dims} and --chunk-width {chunk_width}.")
+    same_bytes = live * (b + 1) // b // 4 * 4
     if where.type == "cuda" and dims > MOST_DENSE_ON_GPU:
         raise ConfigError(
             f"The GPU kernels train dense rows of {MOST_DENSE_ON_GPU} columns at most, so there is nothing to measure "
@@ -67,20 +72,20 @@ def benchmark_step(
     threads = threads or os.cpu_count() or 1
     prepare_process(ClusterSettings(cpus_per_worker=threads))
     shape = {"candidates": candidates, "live": live, "dims": dims, "users": users, "history": history, "rows": rows}
-    shape |= {"chunk_width": chunk_width, "repeats": repeats, "threads": threads}
+    shape |= {"chunk_width": chunk_width, "block": b, "repeats": repeats, "threads": threads}
     with process_group(0, 1, free_address(), where, 600.0) as ranks:
         batch = make_batch(candidates, users, history, rows, ranks.device)
         settings = TrainSettings(learning_rate=0.01, warm_accumulator=1.0)
         steps = {
-            "packed": step_of(packed_table(rows, dims, live, chunk_width, ranks, settings), batch),
+            "packed": step_of(packed_table(rows, dims, live, chunk_width, ranks, settings, block=b), batch),
             "dense_equal_dim": dense_step(rows, dims, batch, ranks, settings),
-            "dense_equal_bytes": dense_step(rows, 2 * live, batch, ranks, settings),
+            "dense_equal_bytes": dense_step(rows, same_bytes, batch, ranks, settings),
         }
         times = _take_turns(steps, repeats, ranks.device)
-    return _report(times, {**shape, "device": device})
+    return _report(times, {**shape, "device": device}, same_bytes)
 
 
-def _report(times: dict[str, list[float]], shape: dict[str, int | str]) -> Report:
+def _report(times: dict[str, list[float]], shape: dict[str, int | str], same_bytes: int) -> Report:
     milliseconds = {name: spread(values) for name, values in times.items()}
     median = {name: values["median"] for name, values in milliseconds.items()}
     speedup, against = median["dense_equal_dim"] / median["packed"], median["packed"] / median["dense_equal_bytes"]
@@ -90,9 +95,9 @@ def _report(times: dict[str, list[float]], shape: dict[str, int | str]) -> Repor
     if against > MOST_AGAINST_BYTES:
         notes.append(f"{against:.2f} times the time of dense rows of equal bytes; the target is {MOST_AGAINST_BYTES:g}")
     names = {
-        "packed": "packed",
+        "packed": "packed" if shape["block"] == 1 else f"packed, blocks of {shape['block']}",
         "dense_equal_dim": f"dense, D = {shape['dims']}",
-        "dense_equal_bytes": f"dense, D = {2 * int(shape['live'])} (same bytes)",
+        "dense_equal_bytes": f"dense, D = {same_bytes} (same bytes)",
     }
     return Report(
         kind="step",
@@ -135,21 +140,23 @@ def packed_table(
     ranks: Ranks,
     settings: TrainSettings,
     wire: WireSettings | None = None,
+    block: int = 1,
 ) -> PackedTable:
-    """A table of `live` random entries a row."""
+    """A table of `live` random entries a row, in whole blocks of adjacent columns."""
     layout = RowLayout.from_lengths(np.full(rows, live), chunk_width)
-    table = PackedTable(layout, dims, ranks, settings, "row_wise", with_gains=False, wire=wire)
+    table = PackedTable(layout, dims, ranks, settings, "row_wise", with_gains=False, wire=wire, block=block)
     first, last = table.row_ranges[ranks.rank]
-    offsets = (layout.offsets[first : last + 1].numpy() - int(layout.offsets[first])) * layout.width
+    free, numbers = dims // block, live // block
+    offsets = (layout.offsets[first : last + 1].numpy() - int(layout.offsets[first])) * (layout.width // block)
     rng = np.random.default_rng(1)
-    columns = np.full(offsets[-1], dims, dtype=np.int64)
-    slots = (offsets[:-1, None] + np.arange(live)).ravel()
-    # distinct within a row: one random column in each of `live` strips
-    strip = dims // live
-    columns[slots] = (rng.integers(0, strip, (last - first, live)) + np.arange(live) * strip).ravel()
-    values = np.zeros(offsets[-1], dtype=np.float32)
-    values[slots] = rng.standard_normal(len(slots), dtype=np.float32)
-    table.put_back(OwnedRows(first, last, offsets, values, columns, dims))
+    columns = np.full(offsets[-1], free, dtype=np.int64)
+    places = (offsets[:-1, None] + np.arange(numbers)).ravel()
+    # distinct within a row: one random number in each of as many strips
+    strip = free // numbers
+    columns[places] = (rng.integers(0, strip, (last - first, numbers)) + np.arange(numbers) * strip).ravel()
+    values = np.zeros((offsets[-1], block), dtype=np.float32)
+    values[places] = rng.standard_normal((len(places), block), dtype=np.float32)
+    table.put_back(OwnedRows(first, last, offsets, values.ravel(), columns, free, block))
     return table
 
 

@@ -49,6 +49,7 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("history", 60, "mean history of a user"),
             Option("rows", 200_000, "rows of the tables"),
             Option("chunk_width", 32, "w, slots a chunk of the packed table"),
+            Option("block", "1", "b, adjacent columns that are live together", ("1", "4", "8", "16")),
             Option("repeats", 7, "steps measured; the median counts"),
             Option("threads", None, "threads of arithmetic (default: all cores)"),
             Option("device", "cpu", "where to measure", ("cpu", "cuda")),

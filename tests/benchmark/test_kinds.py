@@ -14,6 +14,7 @@ from hse_dist.benchmark.report import Report, finish
 from hse_dist.benchmark.retrieve import benchmark_retrieve
 from hse_dist.benchmark.scale import benchmark_scale
 from hse_dist.benchmark.step import benchmark_step
+from hse_dist.errors import ConfigError
 
 STEP = {"candidates": 64, "live": 8, "dims": 128, "users": 8, "history": 5, "rows": 500, "chunk_width": 8}
 
@@ -36,6 +37,14 @@ def test_step(tmp_path):
         "dense, D = 16 (same bytes)",
     ]
     assert report.shape["threads"] == 1
+
+
+def test_step_of_blocks(tmp_path):
+    report = benchmark_step(**STEP, block="4", repeats=1, threads=1)
+    names = [row["table"] for row in checked(report, tmp_path)]
+    assert names == ["packed, blocks of 4", "dense, D = 128", "dense, D = 8 (same bytes)"]
+    with pytest.raises(ConfigError, match="Blocks of 16 do not divide --live 8"):
+        benchmark_step(**STEP, block="16")
 
 
 @pytest.mark.distributed
