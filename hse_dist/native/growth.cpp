@@ -4,7 +4,11 @@
 // for 64 candidates and one column at a time, in registers; sixteen columns later it is forgotten, but for positions
 // that beat the row's weakest so far. So nothing of the size of candidates × columns exists, not even a block of it.
 //
-// Shapes: B users, C candidates, D columns, e positions kept a row; W = 64 lanes, a block of candidates.
+// Where b adjacent columns are live together, whole blocks of columns stay: those whose gradients have the largest sum of
+// squares.
+//
+// Shapes: B users, C candidates, D columns, e positions (of blocks of columns, blocks) kept a row; W = 64 lanes, a block of
+// candidates.
 
 #include "vectors.h"
 
@@ -40,8 +44,18 @@ struct Hit {
     }
 };
 
+constexpr int64_t MOST_COLUMNS = 16;  // of a block of columns, which lies within one group
+
+// A block of columns that may stay.
+struct BlockHit {
+    float strength;  // the sum of the squares of its gradients
+    int32_t column;  // its first
+    float gradients[MOST_COLUMNS];
+    bool operator<(const BlockHit& other) const { return Hit{strength, column} < Hit{other.strength, other.column}; }
+};
+
 struct Problem {
-    int64_t candidates, dims, users, explore;
+    int64_t candidates, dims, users, explore, width;  // width: b, columns of a block
     double scale;
     const int64_t* offsets;    // [C + 1] live entries of a candidate
     const int32_t* columns;    // [E] their columns
@@ -53,8 +67,8 @@ struct Problem {
     std::vector<int64_t> seer_ends;    // [C + 1]
     std::vector<int32_t> seers;        // users whose history a candidate is in
     std::vector<int32_t> order;        // [C] candidates by their first seer, so that a block's seers are few
-    int32_t* out_columns;              // [C, e]
-    float* out_gradients;              // [C, e]; 0 where a candidate has fewer positions
+    int32_t* out_columns;              // [C, e · b]
+    float* out_gradients;              // [C, e · b]; 0 where a candidate has fewer positions
 };
 
 // What one thread works on.
@@ -65,6 +79,7 @@ struct Space {
     float* shares;                 // [B, W] whether a candidate is in a seer's history
     std::vector<int32_t> block_seers;
     std::vector<Hit> hits;         // [W, room]
+    std::vector<BlockHit> block_hits;  // [W, room], of blocks of columns
     int64_t counts[W], room;
     float weakest[W];
     alignas(64) float group[GROUP * W], largest[W];
@@ -112,10 +127,17 @@ void by_candidate(Problem& p, int64_t pairs, const int64_t* positions, const int
 // Leave the strongest of a lane's positions; any other has to be stronger than the weakest of them.
 void shrink(const Problem& p, Space& s, int64_t lane) {
     if (s.counts[lane] < p.explore) return;
-    Hit* hits = s.hits.data() + lane * s.room;
-    std::nth_element(hits, hits + p.explore - 1, hits + s.counts[lane]);
+    if (p.width > 1) {
+        BlockHit* hits = s.block_hits.data() + lane * s.room;
+        std::nth_element(hits, hits + p.explore - 1, hits + s.counts[lane]);
+        // no gradient of a block that is stronger is below this; a little less, for what rounding takes
+        s.weakest[lane] = 0.9999f * std::sqrt(hits[p.explore - 1].strength / float(p.width));
+    } else {
+        Hit* hits = s.hits.data() + lane * s.room;
+        std::nth_element(hits, hits + p.explore - 1, hits + s.counts[lane]);
+        s.weakest[lane] = std::fabs(hits[p.explore - 1].gradient);
+    }
     s.counts[lane] = p.explore;
-    s.weakest[lane] = std::fabs(hits[p.explore - 1].gradient);
 }
 
 void load(const Problem& p, Space& s, const int32_t* chosen, int64_t lanes) {
@@ -143,7 +165,14 @@ void unload(const Problem& p, Space& s, const int32_t* chosen, int64_t lanes) {
         const int64_t c = chosen[j];
         for (int64_t e = p.offsets[c]; e < p.offsets[c + 1]; ++e) s.live[p.columns[e]] = 0;
         shrink(p, s, j);
-        for (int64_t i = 0; i < s.counts[j]; ++i) {
+        for (int64_t i = 0; p.width > 1 && i < s.counts[j]; ++i) {
+            const BlockHit& hit = s.block_hits[j * s.room + i];
+            for (int64_t n = 0; n < p.width; ++n) {
+                p.out_columns[(c * p.explore + i) * p.width + n] = hit.column + int32_t(n);
+                p.out_gradients[(c * p.explore + i) * p.width + n] = hit.gradients[n];
+            }
+        }
+        for (int64_t i = 0; p.width == 1 && i < s.counts[j]; ++i) {
             p.out_columns[c * p.explore + i] = s.hits[j * s.room + i].column;
             p.out_gradients[c * p.explore + i] = s.hits[j * s.room + i].gradient;
         }
@@ -180,6 +209,24 @@ INLINE void keep(const Problem& p, Space& s, int64_t lane, int64_t first, int64_
     if (s.counts[lane] + GROUP > s.room) shrink(p, s, lane);
 }
 
+// The same for whole blocks of columns, which are live or not as a whole.
+INLINE void keep_blocks(const Problem& p, Space& s, int64_t lane, int64_t first, int64_t count) {
+    for (int64_t i = 0; i + p.width <= count; i += p.width) {
+        if (s.live[first + i] >> lane & 1) continue;
+        BlockHit& hit = s.block_hits[lane * s.room + s.counts[lane]];
+        float strength = 0.0f;
+        for (int64_t n = 0; n < p.width; ++n) {
+            hit.gradients[n] = s.group[(i + n) * W + lane];
+            strength += hit.gradients[n] * hit.gradients[n];
+        }
+        if (strength == 0.0f) continue;
+        hit.strength = strength;
+        hit.column = int32_t(first + i);
+        ++s.counts[lane];
+    }
+    if (s.counts[lane] + GROUP > s.room) shrink(p, s, lane);
+}
+
 FOR_EACH_CPU void blocks(const Problem& p, Space& s, int64_t thread, int64_t threads) {
     for (int64_t begin = thread * W; begin < p.candidates; begin += threads * W) {
         const int64_t lanes = std::min(W, p.candidates - begin);
@@ -192,7 +239,7 @@ FOR_EACH_CPU void blocks(const Problem& p, Space& s, int64_t thread, int64_t thr
             for (int64_t i = 0; i < count; ++i) column(p, s, first + i, (float16v*)(s.group + i * W), largest);
             std::memcpy(s.largest, largest, sizeof(largest));
             for (int64_t j = 0; j < lanes; ++j)
-                if (!(s.largest[j] <= s.weakest[j])) keep(p, s, j, first, count);
+                if (!(s.largest[j] <= s.weakest[j])) p.width > 1 ? keep_blocks(p, s, j, first, count) : keep(p, s, j, first, count);
         }
         unload(p, s, p.order.data() + begin, lanes);
     }
@@ -249,13 +296,14 @@ int64_t hse_merge(int64_t count, int64_t largest, const int64_t* positions, cons
     return found;
 }
 
-// The strongest `explore` positions of every candidate that are not live; `out_gradients` comes zeroed. Columns from
+// The strongest `explore` positions of every candidate that are not live, or blocks of `width` adjacent columns that are
+// not; `out_gradients` comes zeroed. Columns from
 // `dims` on (the spare one of a renumbered block) are left out. Pairs (position, user) of the histories come by user.
-int64_t hse_growth(int64_t candidates, int64_t dims, int64_t users, int64_t pairs, int64_t explore, int64_t threads,
+int64_t hse_growth(int64_t candidates, int64_t dims, int64_t users, int64_t pairs, int64_t explore, int64_t width, int64_t threads,
                    double scale, const int64_t* offsets, const int32_t* columns, const int64_t* positions,
                    const int64_t* user, const float* users_db, const float* grad_users, const float* grad_scores,
                    const float* gains, int64_t all_dims, int32_t* out_columns, float* out_gradients) {
-    Problem p = {candidates, dims, users, explore, scale, offsets, columns, grad_scores, gains,
+    Problem p = {candidates, dims, users, explore, width, scale, offsets, columns, grad_scores, gains,
                  {}, {}, {}, {}, {}, {}, out_columns, out_gradients};
     by_column(p, users_db);
     by_user(p, grad_users);
@@ -268,7 +316,10 @@ int64_t hse_growth(int64_t candidates, int64_t dims, int64_t users, int64_t pair
         s.grads = s.memory.data() + (64 - reinterpret_cast<uintptr_t>(s.memory.data()) % 64) % 64 / sizeof(float);
         s.shares = s.grads + users * W;
         s.room = explore + std::max(explore, 3 * GROUP);
-        s.hits.resize(W * s.room);
+        if (width > 1)
+            s.block_hits.resize(W * s.room);
+        else
+            s.hits.resize(W * s.room);
     }
     std::vector<std::thread> others;
     for (int64_t t = 1; t < threads; ++t)

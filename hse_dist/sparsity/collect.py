@@ -53,8 +53,8 @@ def strongest_positions(
     operators = activations.operators
     assert isinstance(operators, SparseOperators)
     kept = activations.matrices()
-    if available(kept.users) and block == 1:
-        candidate, place, gradient = compiled_positions(activations, operators, explore)
+    if available(kept.users):
+        candidate, place, gradient = compiled_positions(activations, operators, explore, block)
     else:
         candidate, place, gradient = plain_positions(activations, operators, explore, memory_bytes, block)
     columns = place if operators.kept_columns is None else operators.kept_columns[place]
@@ -62,24 +62,24 @@ def strongest_positions(
 
 
 def compiled_positions(
-    activations: Activations, operators: SparseOperators, explore: int
+    activations: Activations, operators: SparseOperators, explore: int, block: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`strongest_positions` in one compiled sweep over the columns for blocks of candidates; columns as renumbered."""
     kept, pattern = activations.matrices(), operators.pattern
-    count, explore = pattern.candidates, min(explore, pattern.dims)
-    gains = None if operators.gains is None else operators.gains.detach().contiguous()
-    places = torch.empty(count, explore, dtype=torch.int32)
-    gradients = torch.zeros(count, explore)
     dims = pattern.dims - (operators.kept_columns is not None)  # the spare column stands for no column
-    if explore:
+    count, wanted = pattern.candidates, min(-(-explore // block), dims // block)
+    gains = None if operators.gains is None else operators.gains.detach().contiguous()
+    places = torch.empty(count, wanted * block, dtype=torch.int32)
+    gradients = torch.zeros(count, wanted * block)
+    if wanted:
         call(
-            "hse_growth", count, dims, activations.users, len(activations.user), explore, torch.get_num_threads(),
+            "hse_growth", count, dims, activations.users, len(activations.user), wanted, block, torch.get_num_threads(),
             activations.scale, pattern.offsets, pattern.columns.to(torch.int32), activations.positions.contiguous(),
             activations.user.contiguous(), kept.users, kept.grad_users, kept.grad_scores, gains, pattern.dims,
             places, gradients,
         )  # fmt: skip
     found = gradients.view(-1).nonzero().view(-1)
-    candidate = found.div(max(explore, 1), rounding_mode="floor")
+    candidate = found.div(max(wanted * block, 1), rounding_mode="floor")
     return candidate, places.view(-1)[found].long(), gradients.view(-1)[found]
 
 

@@ -154,6 +154,58 @@ def test_the_compiled_search_equals_the_plain_one(
     assert (only <= sizes[0][:, min(explore, dims) - 1] + bound).all()
 
 
+def of_blocks(rng: np.random.Generator, dims: int, block: int, candidates: int) -> SparseRows:
+    """Rows of one to three whole blocks of columns."""
+    numbers = [rng.permutation(dims // block)[:n] for n in rng.integers(1, 4, candidates)]
+    columns = [(own[:, None] * block + np.arange(block)).ravel() for own in numbers]
+    values = rng.normal(size=sum(map(len, columns)))
+    return SparseRows(
+        offsets=torch.from_numpy(np.cumsum([0, *map(len, columns)])),
+        columns=torch.from_numpy(np.concatenate(columns)),
+        values=torch.from_numpy(values).requires_grad_(),
+        gains=torch.from_numpy(rng.normal(size=candidates)).requires_grad_(),
+        dims=dims,
+    )
+
+
+@pytest.mark.skipif(library() is None, reason="the kernels were not built")
+@pytest.mark.parametrize("block", [4, 8, 16])
+@pytest.mark.parametrize("compact_above", [1, 10_000])
+@given(
+    seed=st.integers(0, 10_000),
+    candidates=st.sampled_from([1, 63, 200]),
+    dims=st.sampled_from([48, 720]),
+    explore=st.sampled_from([1, 16, 60]),
+)
+@settings(max_examples=12, deadline=None)
+def test_the_compiled_search_for_blocks_equals_the_plain_one(block, compact_above, seed, candidates, dims, explore):
+    rng = np.random.default_rng(seed)
+    rows = in_float32(of_blocks(rng, dims, block, candidates))
+    batch = make_batch(rng, 40, candidates, min(candidates, 12))
+    loss, activations = Autoencoder(ModelSettings(compact_above=compact_above)).loss(rows, batch, None, collect=30)
+    loss.backward()
+    kept, strengths, found = activations.matrices(), [], []
+    exactly = Kept(kept.users.double(), kept.grad_users.double(), kept.grad_scores.double())
+    wanted = min(-(-explore // block), dims // block)
+    for same in (replace(activations, kept=exactly), activations):
+        candidate, column, gradient = strongest_positions(same, explore, 2**20, block)
+        matrix = torch.zeros(candidates, dims // block, block, dtype=torch.float64)
+        matrix[candidate, column // block, column % block] = gradient.double()
+        strength = matrix.square().sum(2)
+        assert ((strength != 0).sum(1) <= wanted).all()
+        strengths.append(strength.sort(dim=1, descending=True).values[:, :wanted])
+        found.append(matrix)
+    bound = 1e-5 * float(strengths[0].max()) + 1e-9
+    torch.testing.assert_close(strengths[1], strengths[0], atol=bound, rtol=1e-4)
+    both = ((found[0] != 0).any(2) & (found[1] != 0).any(2))[:, :, None].expand_as(found[0])
+    torch.testing.assert_close(
+        found[1][both], found[0][both], atol=1e-5 * float(found[0].abs().max()) + 1e-6, rtol=1e-4
+    )
+    live = torch.zeros(candidates, dims, dtype=torch.bool)
+    live[torch.repeat_interleave(torch.arange(candidates), rows.offsets.diff()), rows.columns] = True
+    assert not live[found[1].reshape(candidates, dims) != 0].any()
+
+
 @pytest.mark.skipif(library() is None, reason="the kernels were not built")
 def test_a_gradient_that_is_no_number_is_not_lost():
     rng = np.random.default_rng(1)
