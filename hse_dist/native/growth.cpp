@@ -238,8 +238,13 @@ FOR_EACH_CPU void blocks(const Problem& p, Space& s, int64_t thread, int64_t thr
             float16v largest[VECTORS] = {};
             for (int64_t i = 0; i < count; ++i) column(p, s, first + i, (float16v*)(s.group + i * W), largest);
             std::memcpy(s.largest, largest, sizeof(largest));
-            for (int64_t j = 0; j < lanes; ++j)
-                if (!(s.largest[j] <= s.weakest[j])) p.width > 1 ? keep_blocks(p, s, j, first, count) : keep(p, s, j, first, count);
+            for (int64_t j = 0; j < lanes; ++j) {
+                if (s.largest[j] <= s.weakest[j]) continue;
+                if (p.width > 1)
+                    keep_blocks(p, s, j, first, count);
+                else
+                    keep(p, s, j, first, count);
+            }
         }
         unload(p, s, p.order.data() + begin, lanes);
     }
@@ -299,8 +304,8 @@ int64_t hse_merge(int64_t count, int64_t largest, const int64_t* positions, cons
 // The strongest `explore` positions of every candidate that are not live, or blocks of `width` adjacent columns that are
 // not; `out_gradients` comes zeroed. Columns from
 // `dims` on (the spare one of a renumbered block) are left out. Pairs (position, user) of the histories come by user.
-int64_t hse_growth(int64_t candidates, int64_t dims, int64_t users, int64_t pairs, int64_t explore, int64_t width, int64_t threads,
-                   double scale, const int64_t* offsets, const int32_t* columns, const int64_t* positions,
+int64_t hse_growth(int64_t candidates, int64_t dims, int64_t users, int64_t pairs, int64_t explore, int64_t width,
+                   int64_t threads, double scale, const int64_t* offsets, const int32_t* columns, const int64_t* positions,
                    const int64_t* user, const float* users_db, const float* grad_users, const float* grad_scores,
                    const float* gains, int64_t all_dims, int32_t* out_columns, float* out_gradients) {
     Problem p = {candidates, dims, users, explore, width, scale, offsets, columns, grad_scores, gains,
