@@ -310,7 +310,8 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes], log: Pa
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow  # ten seconds each; what a signal does to a run is told by the tests of preemption
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_round_with_a_checkpoint_and_the_next_one_goes_on(tmp_path, number):
     for place in (tmp_path / "whole", tmp_path / "broken"):
         for day in range(2):
