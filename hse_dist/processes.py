@@ -37,7 +37,7 @@ def descendants(root: int) -> list[Process]:
         if entry.name.isdecimal():
             try:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                names[int(entry.name)] = name(int(entry.name))
+                names[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
             except OSError:
                 continue  # it has ended
     found, new = [], [root]
@@ -45,15 +45,6 @@ def descendants(root: int) -> list[Process]:
         new = [pid for pid, parent in parents.items() if parent in new]
         found += new
     return [Process(pid, names[pid]) for pid in found if pid in names]
-
-
-def name(pid: int) -> str:
-    """A process's command line.
-
-    Raises:
-        OSError: it has ended.
-    """
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
 
 
 def lives(pid: int) -> bool:

@@ -53,8 +53,8 @@ CORE_USERS = 128
 """A user vector block of 4096 × 128 floats stays in a core's cache; both products then take half the time."""
 GPU_BYTES = 2**30
 """Of a block's user vectors and scores with their gradients on a GPU, which waits for launches: few large blocks."""
-VECTOR_BYTES = 12
-"""Of a place of these, a user."""
+VECTOR_BYTES = 14
+"""Of a place of these, a user; fitted to what a GPU took with blocks of 128 users."""
 
 
 def users_on_gpu(places: int) -> int:

@@ -2,8 +2,8 @@
 
 In: a `Shape`. Out: `Part`s, and their sum at the moment when it is largest. What a table keeps is arithmetic; what a
 step and a rewire take for a while was fitted to what ranks of real runs took (tests/plan holds the sum to that within
-10 %, on the CPU; what a GPU takes was fitted to eight shapes on one of them). K chunks, R rows, S = K · w slots of a
-worker; C candidates of a batch, n chunks and s = n · w slots of them.
+15 %, on the CPU; what a GPU takes was fitted to eight shapes on one, in blocks of 128 users, which are larger now). K
+chunks, R rows, S = K · w slots of a worker; C candidates of a batch, n chunks and s = n · w slots of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 
 from hse_dist.config import GrowSettings
 from hse_dist.model.fused import CACHED_COLUMNS
-from hse_dist.model.operators import users_on_gpu
+from hse_dist.model.operators import VECTOR_BYTES, users_on_gpu
 from hse_dist.plan.shape import Shape
 from hse_dist.sparsity.budget import BLOCK
 from hse_dist.sparsity.slot_keys import BLOCK_SLOTS, KEPT_SLOTS
@@ -90,7 +90,7 @@ def step_parts(shape: Shape) -> list[Part]:
     if shape.device == "cuda":
         # the plain path, blocks of users: vectors and scores with their gradients
         users = min(users_on_gpu(round(columns + candidates)), shape.users)
-        space, text = 14 * (columns + candidates) * users, f"14 · (D + C) · {users}"
+        space, text = VECTOR_BYTES * (columns + candidates) * users, f"{VECTOR_BYTES} · (D + C) · {users}"
     else:
         users = 64 if columns <= CACHED_COLUMNS else 16
         space = 4 * shape.threads * (2 * columns + candidates) * users + 8 * columns

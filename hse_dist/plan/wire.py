@@ -3,7 +3,7 @@
 In: a `Shape`. Out: bytes of all workers together by the kinds of the run's own meter (tests/plan holds them to it
 within 5 %), and seconds, each with its formula. Seconds on a CPU follow from rates that were measured on one machine;
 those on a GPU are a bound by memory traffic: small steps wait for their kernels' launches instead (5 241 candidates of
-16 live entries and 128 users took 16 ms on an H200, of which the bound is .15 ms).
+16 live entries and 128 users took 16 ms on an H200, of which the bound is .15 ms; before ids came in bags).
 """
 
 from __future__ import annotations

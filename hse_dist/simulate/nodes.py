@@ -22,7 +22,7 @@ from typing import Any
 
 from hse_dist.errors import ResourceError
 from hse_dist.preemption import undisturbed
-from hse_dist.processes import family, kill, kill_with_children, lives, name, nothing_left, send
+from hse_dist.processes import descendants, family, kill, kill_with_children, lives, nothing_left, send
 
 OBJECT_STORE_BYTES = 128 << 20
 """Of a node, in shared memory; a run sends its tables by other ways."""
@@ -119,7 +119,8 @@ class Nodes:
             # until somebody has waited for a raylet that has ended, its workers take it for alive
             node.all_processes["raylet"][0].process.poll()
             if time.monotonic() > end:
-                what = ", ".join(f"{name(pid) or '?'} ({pid})" for pid in left)
+                below = {one.pid: one.name for one in descendants(os.getpid())}
+                what = ", ".join(f"{below.get(pid, '?')} ({pid})" for pid in left)
                 kill(left)
                 raise ResourceError(
                     f"{what} of the node {address} still run(s) {SECONDS_TO_NOTICE:.0f} s after it came back to a "

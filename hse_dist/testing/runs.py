@@ -51,10 +51,15 @@ SMALL: dict[str, Any] = {
 
 
 def small_config(folder: Path, data: Path, **changes: Any) -> Config:
-    """A run in `folder` on the prepared `data`; changes are dotted paths with "__" for a dot."""
+    """A run in `folder` on the prepared `data`; changes as those of `changed`."""
     raw = copy.deepcopy(SMALL)
     raw["run"] = {"folder": str(folder)}
     raw["data"]["folder"] = str(data)
+    return changed(raw, **changes)
+
+
+def changed(raw: dict[str, Any], **changes: Any) -> Config:
+    """The configuration of a nested dictionary, which is changed; changes are dotted paths with "__" for a dot."""
     for path, value in changes.items():
         *sections, name = path.split("__")
         table = raw

@@ -23,7 +23,7 @@ from hse_dist.export.format import load_export
 from hse_dist.export.writer import export
 from hse_dist.ranks import Ranks
 from hse_dist.testing.ranks import run_ranks
-from hse_dist.testing.runs import SMALL, journal_of, read_checkpoint, store_of
+from hse_dist.testing.runs import SMALL, changed, journal_of, read_checkpoint, store_of
 from hse_dist.testing.tables import read_all
 from hse_dist.train.continued import continued_table
 from hse_dist.train.driver import train
@@ -55,13 +55,7 @@ def config_of(place: Path, run: str, data: str, continues: str | None = None, **
     }
     raw["data"]["columns"] = {"timestamp": "timestamp"}
     raw["tables"]["item"]["slack"] = 0.4
-    for path, value in changes.items():
-        *sections, name = path.split("__")
-        table = raw
-        for section in sections:
-            table = table.setdefault(section, {})
-        table[name] = value
-    return parse_config(raw, "of a test")
+    return changed(raw, **changes)
 
 
 def two_days(place: Path, **changes: Any) -> tuple[Config, Config]:

@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from hse_dist.checkpoint.store import CheckpointStore
-from hse_dist.config import Config, FollowSettings, SyntheticSettings, parse_config
+from hse_dist.config import Config, FollowSettings, SyntheticSettings
 from hse_dist.data import synthetic
 from hse_dist.data.extend import Extended
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.source import LogFile
 from hse_dist.errors import ConfigError, DataError, PreemptedError, RunFolderError
 from hse_dist.export.recommender import Recommender
-from hse_dist.testing.runs import SMALL, as_toml
+from hse_dist.testing.runs import SMALL, as_toml, changed
 from hse_dist.train import driver
 from hse_dist.train import follow as module
 from hse_dist.train.follow import State, complete, follow, next_step
@@ -55,13 +55,7 @@ def config_of(place: Path, **changes: Any) -> Config:
     raw["data"] |= {"users_per_row_group": 32, "columns": {"timestamp": "timestamp"}}
     raw["follow"] = {"watermark_seconds": 30, "poll_seconds": 0.01, "epochs": 1, "rounds": 3}
     raw["tables"]["item"]["slack"] = 0.4
-    for path, value in changes.items():
-        *sections, name = path.split("__")
-        table = raw
-        for section in sections:
-            table = table.setdefault(section, {})
-        table[name] = value
-    return parse_config(raw, "of a test")
+    return changed(raw, **changes)
 
 
 def latest(place: Path) -> dict[str, Any]:
