@@ -35,6 +35,7 @@ FREE = (
     "data.folder",
     "data.extendable",
     "data.evict_after_days",
+    "data.admission_mb",
     "data.schemes",
     "data.memory_mb",
     "data.tasks",
@@ -61,6 +62,7 @@ class RunFolder:
         self.config, self.path = config, Path(config.run.folder)
         self.settings, self.data = self.path / "config.json", self.path / "data.json"
         self.start, self.checkpoints = self.path / "start", self.path / "checkpoints"
+        self.start_of_features = self.path / "start-features"
         self.early, self.server = self.path / "early", self.path / "server.json"
         self.owner, self.placement = self.path / "owner.json", self.path / "placement.json"
         self.progress = self.path / ".progress"

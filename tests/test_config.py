@@ -110,6 +110,13 @@ def test_one_regularization_or_some_to_choose_from(wrong: object) -> None:
 DENSE = {"item": {"kind": "dense", "dims": 64}}
 
 
+AGE = {"features": {"x": {"of": "user", "column": "c"}}}
+
+
+def towers(data: dict | None = None, **sections: dict) -> dict:
+    return {"tables": {"features": {"x": {}}}, "model": {"kind": "two_tower"}, "data": data or {}, **sections}
+
+
 def gradual(start: str = "local_inverse", **schedule: object) -> dict:
     return {"sparsity": {"start": start, "schedule": {"kind": "gradual", "live_start": 64, **schedule}}}
 
@@ -175,6 +182,23 @@ def gradual(start: str = "local_inverse", **schedule: object) -> dict:
         (
             {"sparsity": {"drop": {"kind": "movement"}, "schedule": {"kind": "static"}}},
             ("sparsity.drop.kind", "sparsity.schedule.kind"),
+        ),
+        ({"data": {"features": {"x": {"of": "item"}}}}, ("data.features.x.column",)),
+        (
+            {"data": {"features": {"x": {"of": "user", "source": "t"}}}},
+            ("data.features.x.column", "data.features.x.source"),
+        ),
+        ({"data": {"source": "l", "extendable": True, **AGE}}, ("data.extendable", "data.features")),
+        (towers(), ("tables.features.x", "data.features.x")),
+        (towers(AGE, model={"kind": "autoencoder"}), ("model.kind", "tables.features")),
+        ({"model": {"kind": "two_tower"}}, ("model.kind", "tables.features")),
+        (towers({"features": {"x": {"of": "user"}}}), ("tables.features.x", "data.split.kind")),
+        (towers(AGE, run={"continues": "r"}), ("run.continues", "tables.features")),
+        (towers(AGE, sparsity={"structure": {"kind": "block"}}), ("tables.features", "sparsity.structure.kind")),
+        (towers({"features": {"x": {"of": "item", "column": "c"}}}), ("tables.features.x", "sparsity.start")),
+        (
+            towers(AGE, sparsity={"budget": {"kind": "row"}, "schedule": {"kind": "gradual", "live_start": 64}}),
+            ("tables.features", "sparsity.schedule.kind", "sparsity.budget.kind"),
         ),
         (
             {"sparsity": {"budget": {"kind": "popularity"}}, "tables": {"item": {"capacity_power": 0.5}}},

@@ -129,7 +129,8 @@ def make_batch(candidates: int, users: int, history: int, rows: int, device: tor
     positions = [rng.choice(candidates, n, replace=False) for n in lengths]
     chosen = np.sort(rng.choice(rows, candidates, replace=False))
     parts = (chosen, np.concatenate([[0], np.cumsum(lengths)]), np.concatenate(positions))
-    return Batch(*(torch.from_numpy(part.astype(np.int64)).to(device) for part in parts))
+    tensors = [torch.from_numpy(part.astype(np.int64)).to(device) for part in parts]
+    return Batch(tensors[0], tensors[1], tensors[2])
 
 
 def packed_table(

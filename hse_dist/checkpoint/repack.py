@@ -39,13 +39,16 @@ def repack(run: str, live: int, to: str | None = None) -> dict[str, Any]:
     """Write the run folder `to`, by default RUN-liveK.
 
     Raises:
-        HseError: there is no such run, it has no good checkpoint, its table is dense or has no more than k entries a
-            row, or `to` is taken.
+        HseError: there is no such run, it has no good checkpoint, its table is dense, has rows of features, or has no
+            more than k entries a row, or `to` is taken.
     """
     began = time.perf_counter()
     config = stored_config(run)
     if config.tables.item.kind == "dense":
         raise ConfigError("A dense table has no live entries to cut.", setting="tables.item.kind", value="dense")
+    if config.tables.features:
+        names = ", ".join(config.tables.features)
+        raise ConfigError("A table with rows of features cannot be cut yet.", setting="tables.features", value=names)
     target = _smaller(config, live, to or f"{run.rstrip('/')}-live{live}")
     if RunFolder(target).path.exists():
         raise RunFolderError(f"{target.run.folder} is there already.", cause="Choose another folder with --to.")

@@ -106,6 +106,8 @@ BENCHMARKS: dict[str, tuple[str, tuple[Option, ...]]] = {
             Option("history", 20, "mean history of a user"),
             Option("tasks", 2, "that work at a time"),
             Option("memory_mb", 1024, "MiB that a task may use"),
+            Option("min_item_count", 1, "users of an item that stays"),
+            Option("admission_mb", None, "MiB of a sketch that passes over rarer items (default: without one)"),
             Option("repeats", 3, "preparations measured; the median counts"),
         ),
     ),

@@ -25,6 +25,8 @@ WORDS = {
     "max_reason_items": "items of the history that a reason names; more are left out",
     "max_history": "ids of a history",
     "max_filter": "ids of `allow`, and of `deny`",
+    "max_features": "features of the user that are named",
+    "max_values": "values of one feature",
     "concurrency": "requests that a replica takes at once; more are answered with 503",
     "seconds": "that a request may take; then it is answered with 408",
 }

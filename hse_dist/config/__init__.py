@@ -4,6 +4,7 @@ from hse_dist.config.base import Settings
 from hse_dist.config.checkpoint import CheckpointSettings
 from hse_dist.config.contradictions import FALLING
 from hse_dist.config.data import ColumnNames, DataSettings, SplitSettings, StreamSettings, SyntheticSettings
+from hse_dist.config.features import FeatureSettings, FeatureTableSettings
 from hse_dist.config.follow import FollowSettings
 from hse_dist.config.metrics import MetricsSettings
 from hse_dist.config.sparsity import (
@@ -39,6 +40,8 @@ __all__ = [
     "DropSettings",
     "EvaluateSettings",
     "ExportSettings",
+    "FeatureSettings",
+    "FeatureTableSettings",
     "FollowSettings",
     "GrowSettings",
     "HseSettings",

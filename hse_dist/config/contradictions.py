@@ -24,7 +24,7 @@ MOST_DENSE_ON_GPU = 2048
 def contradictions(config: Config) -> list[str]:
     """All contradictions of the configuration; empty if there are none."""
     item, sparsity = config.tables.item, config.sparsity
-    problems = [*_data(config.data), *_memory(config), *_continued(config)]
+    problems = [*_data(config.data), *_memory(config), *_continued(config), *_features(config)]
     if item.kind == "dense":
         return problems + list(_dense(config))
     problems += [*_start(config), *_budget(item, sparsity), *_rewire(sparsity)]
@@ -44,8 +44,54 @@ def _data(data: DataSettings) -> Iterator[str]:
         yield f"data.evict_after_days = {data.evict_after_days} needs {needs}"
     if data.extendable and (data.source == "synthetic" or data.source.startswith("catalog:")):
         yield f'data.extendable = true is for a log that grows, but data.source = "{data.source}"'
+    if data.admission_mb is not None:
+        size = f"data.admission_mb = {data.admission_mb:g}"
+        if data.min_item_count == 1:
+            yield f"{size} passes over items with too few users, but data.min_item_count = 1"
+        if 2 * data.admission_mb > data.memory_mb:
+            yield f"{size} is more than half of what a task may take, data.memory_mb = {data.memory_mb}"
     if (data.source == "synthetic") != (data.synthetic is not None):
         yield 'data.source = "synthetic" and the section data.synthetic go together'
+
+
+def _features(config: Config) -> Iterator[str]:
+    data, tables, model = config.data, config.tables.features, config.model
+    for name, feature in data.features.items():
+        own = f"data.features.{name}"
+        if feature.column is None and feature.of == "item":
+            yield f"{own}.column is missing: an item has a row of its own already"
+        if feature.column is None and feature.source:
+            yield f"{own}.column is missing: {own}.source = {feature.source!r} has values"
+    for name in tables.keys() - data.features.keys():
+        yield f"tables.features.{name} needs data.features.{name}"
+    if tables and model.kind != "two_tower":
+        yield f'model.kind = "{model.kind}" has no use for tables.features: set model.kind = "two_tower"'
+    if model.kind == "two_tower" and not tables:
+        yield 'model.kind = "two_tower" needs a section tables.features.NAME'
+    for name in sorted(tables.keys() & data.features.keys()):
+        if data.features[name].column is None and data.split.kind == "users":
+            yield f'tables.features.{name} has a row a user, and data.split.kind = "users" would never train some'
+    for name in sorted(tables.keys() & data.features.keys()):
+        if data.features[name].of == "item" and config.sparsity.start == "local_inverse":
+            yield (
+                f"tables.features.{name} is added to rows of items, but those of "
+                'sparsity.start = "local_inverse" make scores of items lower by what they share: '
+                'set sparsity.start = "random" or "hse"'
+            )
+    kind, budget = config.sparsity.schedule.kind, config.sparsity.budget.kind
+    if tables and kind in FALLING and budget != "global":
+        yield (
+            f'tables.features with sparsity.schedule.kind = "{kind}" need sparsity.budget.kind = "global", '
+            f'not "{budget}"'
+        )
+    if data.features and data.extendable:
+        yield "data.extendable = true cannot be together with data.features yet"
+    if tables and config.run.continues is not None:
+        yield f'run.continues = "{config.run.continues}" cannot be together with tables.features yet'
+    if tables and (structure := config.sparsity.structure.kind) != "single":
+        yield f'tables.features are for single entries, but sparsity.structure.kind = "{structure}"'
+    if tables and config.tables.item.kind == "dense":
+        yield 'tables.features share a budget of live entries, but tables.item.kind = "dense"'
 
 
 def _memory(config: Config) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from hse_dist.config.base import SCHEMES, Fraction, Settings
+from hse_dist.config.features import Features
 
 
 class ColumnNames(Settings):
@@ -21,6 +22,9 @@ class ColumnNames(Settings):
 
 
 class SplitSettings(Settings):
+    kind: Literal["users", "within_users"] = "users"
+    """Who trains: users that are not held out; or all users, those that are held out with their inputs (without it a
+    row of a user's own could not be trained)."""
     valid: Fraction = 0.1
     """Share of users held out for validation."""
     test: Fraction = 0.1
@@ -68,6 +72,8 @@ class DataSettings(Settings):
     """An extension leaves out items that no further user has taken for so long before the newest interaction, and gives
     their rows to new ones; times that are numbers are seconds."""
     columns: ColumnNames = ColumnNames()
+    features: Features = Field(default_factory=dict)
+    """What users and items have beside interactions, by name, in sections `data.features.NAME`."""
     ids: Literal["auto", "integer", "string"] = "auto"
     """Type of the user and item ids; `auto` keeps that of the log (in text files: what the first lines look like)."""
     min_rating: float | None = None
@@ -76,6 +82,9 @@ class DataSettings(Settings):
     """Users with fewer distinct items are left out."""
     min_item_count: PositiveInt = 1
     """Items with fewer distinct users are left out (counted once, before users are)."""
+    admission_mb: PositiveFloat | None = None
+    """Size of a count-min sketch that passes over items rarer than `min_item_count` before they are counted, in MiB of
+    each prepare task's memory; for logs of which most ids of items come once. Never changes what is prepared."""
     split: SplitSettings = SplitSettings()
     tasks: PositiveInt = 2
     """Tasks that prepare at a time."""

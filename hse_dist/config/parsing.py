@@ -81,23 +81,30 @@ def validate(model: type[Model], raw: dict[str, Any]) -> tuple[Model | None, lis
     if not alone:
         return None, [line for detail in details for line in _message(detail).split("\n")]
     rest = json.loads(text)
-    for path in {detail["loc"] for detail in alone}:
+    for path in {_path(detail) for detail in alone}:
         _remove(rest, path)
-    paths = {".".join(map(str, detail["loc"])) for detail in alone if detail["type"] != "extra_forbidden"}
+    paths = {".".join(map(str, _path(detail))) for detail in alone if detail["type"] != "extra_forbidden"}
     together = validate(model, rest)[1]
     return None, [_describe(detail) for detail in alone] + [
         problem for problem in together if not any(path in problem for path in paths)
     ]
 
 
+def _path(detail: Any) -> tuple[int | str, ...]:
+    """Where the mistake is; of a name that is none, the name."""
+    path: tuple[int | str, ...] = detail["loc"]
+    return path[:-1] if path[-1:] == ("[key]",) else path
+
+
 def _remove(table: dict[Any, Any], path: tuple[int | str, ...]) -> None:
     for key in path[:-1]:
-        table = table[key]
-    del table[path[-1]]
+        table = table.get(key, {}) if isinstance(table, dict) else table[key]
+    if not isinstance(table, dict) or path[-1] in table:
+        del table[path[-1]]
 
 
 def _describe(detail: Any) -> str:
-    path = ".".join(map(str, detail["loc"]))
+    path = ".".join(map(str, _path(detail)))
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown setting"
     given = json.dumps(detail["input"])

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from hse_dist.config.base import Settings
+from hse_dist.config.features import FeatureTables
 
 MAX_DIMS = 2**24 - 1
 """Columns are kept as float32 integers, exact below 2^24; one code is reserved for free slots."""
@@ -75,3 +76,6 @@ class TableSettings(Settings):
 
 class TablesSettings(Settings):
     item: TableSettings = TableSettings()
+    features: FeatureTables = Field(default_factory=dict)
+    """Features of the data that have a table, by name, in sections `tables.features.NAME`: their rows have the columns
+    of item rows, and share their budget."""

@@ -24,6 +24,14 @@ class RunSettings(Settings):
 
 
 class ModelSettings(Settings):
+    kind: Literal["autoencoder", "two_tower"] = "autoencoder"
+    """What meets: histories and items; or histories with features of their users, and items with theirs."""
+    loss: Literal["cosine", "softmax", "bpr"] = "cosine"
+    """2 − 2·cos(scores, history); sampled softmax with log-Q correction; or Bayesian personalised ranking."""
+    temperature: PositiveFloat = 0.1
+    """`softmax` and `bpr`: first value of what scores by user vectors of length 1 are divided by; it is trained."""
+    bpr_negatives: PositiveInt = 4
+    """`bpr`: candidates that each item of a history is compared with."""
     row_norm: Literal["unit", "free"] = "free"
     """Rows of length 1 without gains (ELSA), or free rows with a gain an item (contains HSE and EASE)."""
     input_dropout: Fraction = 0.0
@@ -53,8 +61,10 @@ class TrainSettings(Settings):
     """Rate of the values."""
     gain_learning_rate: NonNegativeFloat = 0.001
     """Rate of the gains."""
+    weight_learning_rate: NonNegativeFloat = 0.1
+    """Rate of the features' weights, by Adagrad; the temperature's is a tenth of it."""
     decay: Literal["constant", "cosine"] = "cosine"
-    """How both rates fall over the run."""
+    """How the rates fall over the run."""
     warm_accumulator: NonNegativeFloat = 0.0
     """First value of the optimizer's accumulator; protects a good start from a first step of full size."""
     evaluate_every: PositiveInt = 1

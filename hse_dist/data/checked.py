@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 
-from hse_dist.data.prepared import HistoryBlock, Prepared, check_lists, reading, to_block
+from hse_dist.data.prepared import HistoryBlock, Prepared, check_lists, no_histories, reading, to_block
 from hse_dist.errors import DataError
 from hse_dist.files import refuse_devices
 
@@ -29,15 +29,16 @@ class CheckedFiles:
 
     Args:
         on_bad_file: stop or skip.
+        features: those of users that are read, too.
 
     Attributes:
         bad: what is wrong with which file, of those that are left out.
     """
 
-    def __init__(self, prepared: Prepared, on_bad_file: str) -> None:
+    def __init__(self, prepared: Prepared, on_bad_file: str, features: Sequence[str] = ()) -> None:
         self._folder, self._policy = prepared.folder, on_bad_file
         self._sums = prepared.checksums("train")
-        self._items = prepared.items
+        self._limits, self._features = prepared.limits(("rows",), features), tuple(features)
         self._open: dict[str, tuple[Signature, pq.ParquetFile]] = {}
         self.bad: dict[str, str] = {}
 
@@ -56,7 +57,7 @@ class CheckedFiles:
                 self.bad[path] = error.what
                 self._open.pop(path, None)
                 log.warning("%s Its users are left out from now on.", error.what)
-        return HistoryBlock(np.zeros(users + 1, np.int64), np.zeros(0, np.int64))
+        return no_histories(users, self._features)
 
     def _read(self, path: str, group: int, users: int) -> HistoryBlock:
         file = self._folder / path
@@ -72,11 +73,11 @@ class CheckedFiles:
                 rows = found.row_group(group).num_rows if group < found.num_row_groups else 0
                 if rows != users:
                     raise DataError(f"{file} has {rows} users in row group {group}, the manifest says {users}.")
-                table = known[1].read_row_group(group, columns=["rows"], use_threads=False)
+                table = known[1].read_row_group(group, columns=list(self._limits), use_threads=False)
             batches = table.combine_chunks().to_batches()
         if len(batches) != 1 or batches[0].num_rows != users:
             raise DataError(f"{file} has not the {users} users in row group {group} that it says it has.")
-        return to_block(check_lists(batches[0], ("rows",), self._items, file))
+        return to_block(check_lists(batches[0], self._limits, file))
 
     def _check(self, file: Path, wanted: str) -> None:
         with file.open("rb") as opened:

@@ -7,7 +7,7 @@ functions decide (`select`, `targets`), `HistoryWriter` writes. All decisions fo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,24 @@ def select(part: Part, item_kept: np.ndarray, settings: DataSettings) -> Selecti
     return Selection(keep, split, int((short & (counts == 1)).sum()))
 
 
+def trains(selection: Selection, settings: DataSettings) -> np.ndarray:
+    """Which users train: bool [U]; those that are held out as well where the split is within users."""
+    return selection.split >= 0 if settings.split.kind == "within_users" else selection.split == 0
+
+
+def training_entries(part: Part, selection: Selection, settings: DataSettings) -> np.ndarray:
+    """Which entries train: bool [L]; of held-out users, where they train, all but the targets."""
+    entries: np.ndarray = selection.keep & part.of_entries(trains(selection, settings))
+    if settings.split.kind == "within_users":
+        held_out = np.flatnonzero(selection.keep & part.of_entries(selection.split > 0))
+        users = np.flatnonzero(selection.split > 0)
+        owner = part.of_entries(np.arange(len(part.users)))[held_out]
+        order = _target_order(part, owner, part.codes[held_out], settings.split)
+        lengths = _sums(selection.keep, part.offsets)[users]
+        entries[held_out[targets(lengths, order, settings.split.target)]] = False
+    return entries
+
+
 def _sums(mask: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Number of true entries of each history, int64 [U]; every user has entries."""
     return np.add.reduceat(mask, offsets[:-1], dtype=np.int64) if len(mask) else np.zeros(len(offsets) - 1, np.int64)
@@ -91,25 +109,35 @@ def targets(lengths: np.ndarray, order: np.ndarray | None, share: float) -> np.n
 
 
 def split_tables(
-    part: Part, selection: Selection, rows: np.ndarray, settings: DataSettings
+    part: Part,
+    selection: Selection,
+    rows: np.ndarray,
+    settings: DataSettings,
+    beside: Mapping[str, pa.Array] | None = None,
 ) -> Iterator[tuple[str, pa.Table]]:
-    """(split, table of its histories), one after the other: columns user, rows and, of held-out users, target.
+    """(split, table of its histories), one after the other: columns user, rows and, of held-out users, target; then
+    those `beside`.
 
     Args:
         part: the histories.
         selection: of the same part.
         rows: int32 [I], the row of each of the part's items; those kept have one.
         settings: `split`, and whether there are timestamps.
+        beside: further columns, of all users [U] of the part.
     """
     for index, name in enumerate(SPLITS):
-        if (selection.split == index).any():
-            yield name, _table(part, selection, rows, settings, index)
+        of_split = selection.split == index if index else trains(selection, settings)
+        if of_split.any():
+            table, chosen = _table(part, selection, rows, settings, index), pa.array(np.flatnonzero(of_split))
+            for column, values in (beside or {}).items():
+                table = table.append_column(column, values.take(chosen))
+            yield name, table
 
 
 def _table(part: Part, selection: Selection, rows: np.ndarray, settings: DataSettings, index: int) -> pa.Table:
-    of_split = selection.split == index
+    of_split = selection.split == index if index else trains(selection, settings)
     chosen = np.flatnonzero(of_split)
-    entries = selection.keep & part.of_entries(of_split)
+    entries = selection.keep & part.of_entries(of_split) if index else training_entries(part, selection, settings)
     codes = part.codes[entries]
     lengths = _sums(entries, part.offsets)[chosen]
     del entries
@@ -149,17 +177,18 @@ class HistoryWriter:
     The file appears with the first user. Row groups do not show in how many pieces the users came.
     """
 
-    def __init__(self, folder: Path, split: str, bucket: int, users_per_row_group: int) -> None:
+    def __init__(self, folder: Path, split: str, bucket: int, users_per_row_group: int, counted: Sequence[str]) -> None:
         self.path = f"histories/split={split}/bucket={bucket:03d}/part.parquet"
         self.row_groups: list[int] = []
         self.interactions = 0
         self._file, self._size = folder / self.path, users_per_row_group
+        self._counted = set(counted)
         self._writer: pq.ParquetWriter | None = None
         self._pending: pa.Table | None = None
 
     def write(self, table: pa.Table) -> None:
         """Append users."""
-        for name in table.column_names[1:]:
+        for name in self._counted & set(table.column_names):
             self.interactions += sum(len(chunk.values) for chunk in table.column(name).chunks)
         if self._pending is not None:
             table = pa.concat_tables([self._pending, table])

@@ -7,9 +7,18 @@ out of its folder, nor make a reader set memory aside for users that its files c
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from hse_dist.errors import DataError
 from hse_dist.files import read_json
@@ -57,16 +66,48 @@ class _Version(BaseModel):
     items: Annotated[int, Field(ge=1, le=MOST_ITEMS)]
 
 
+class FeatureFile(BaseModel):
+    """A file beside the histories."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    path: Annotated[str, AfterValidator(_inside)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class PreparedFeature(BaseModel):
+    """A feature of users or items: `rows` values, 0 the one that most have.
+
+    `vocabulary` is the file of its values; None: the value is the user's own id, row r the r-th training user. `lists`
+    is that of the values of each item.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    name: Annotated[str, Field(pattern="^[a-z_][a-z0-9_]{0,63}$")]
+    of: Literal["user", "item"]
+    rows: Annotated[int, Field(ge=1, le=MOST_ITEMS)]
+    vocabulary: FeatureFile | None
+    lists: FeatureFile | None
+
+    @model_validator(mode="after")
+    def _files(self) -> PreparedFeature:
+        if (self.of == "item") != (self.lists is not None) or (self.of == "item" and self.vocabulary is None):
+            raise ValueError(f"the files of {self.name} are not those of a feature of {self.of}s")
+        return self
+
+
 class _Manifest(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     items: Annotated[int, Field(ge=1, le=MOST_ITEMS)]
     files: _Files
     lineage: list[_Version] = []
+    features: list[PreparedFeature] = []
 
 
-def read_manifest(folder: Path) -> tuple[dict[str, Any], int, dict[str, list[File]]]:
-    """The manifest as it is, the items, and the files by split.
+def read_manifest(folder: Path) -> tuple[dict[str, Any], int, dict[str, list[File]], dict[str, PreparedFeature]]:
+    """The manifest as it is, the items, the files by split, and the features by name.
 
     Raises:
         DataError: there is none, or it is not one of a prepared folder, or cannot be true; names what.
@@ -95,4 +136,13 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], int, dict[str, list[Fil
             raise DataError(
                 f"{path} cannot be right: it says that {file.path} has {file.users} users.", cause="Prepare it again."
             )
-    return plain, known.items, files
+    features = {one.name: one for one in known.features}
+    training = sum(file.users for file in files["train"])
+    if len(features) < len(known.features) or any(
+        one.vocabulary is None and one.rows != training for one in known.features
+    ):
+        raise DataError(
+            f"{path} cannot be right: it has a feature twice, or other than {training} rows of training users.",
+            cause="Prepare it again.",
+        )
+    return plain, known.items, files, features

@@ -10,6 +10,10 @@ before wrote:
 3. count: ranges → users with enough items, splits, counts of training users; (then: the vocabulary)
 4. write: buckets → Parquet.
 
+Tables of features (`features.py`) have rounds of their own between these, and round 4 puts their lists beside the
+histories. With `data.admission_mb` a round before them finds the items that may have enough users (`admission.py`), and
+the others are passed over: in spills, or where interactions are kept for an extension, once a part is grouped.
+
 A task takes at most `data.memory_mb`, and says what it took; the driver holds arrays of the size of the catalogue. What
 is written follows from the set of interactions and the settings, not from tasks, memory or the order of files.
 """
@@ -28,11 +32,14 @@ import pyarrow as pa
 
 from hse_dist.config import Config, DataSettings
 from hse_dist.data import catalog, synthetic
+from hse_dist.data.admission import admit
 from hse_dist.data.extend import Extended, write_ledger
+from hse_dist.data.features import FeatureRounds
 from hse_dist.data.generations import Generations
 from hse_dist.data.manifest import SPLITS, VERSION
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.rounds import (
+    ADMITTED,
     PartTask,
     count_part,
     group_part,
@@ -50,13 +57,17 @@ from hse_dist.files import new_folder, read_json, write_json
 from hse_dist.progress import Progress
 from hse_dist.tasks import map_tasks, ray_is_running
 
-CATALOG = "catalog:"
-NOT_CONTENT = {"folder", "tasks", "memory_mb", "stream", "on_bad_file", "schemes", "extendable", "evict_after_days"}
+NOT_CONTENT = {
+    *("folder", "tasks", "memory_mb", "stream", "on_bad_file", "schemes"),
+    *("extendable", "evict_after_days", "admission_mb"),
+}
 """Settings that do not change what is written."""
 STAGES = {"spill": 0.35, "group": 0.42, "count": 0.08, "write": 0.15}
 """Share of time that each round takes (measured: 20 million integer interactions, two tasks)."""
 MADE_UP = {"synthetic log": 0.4}
 """The same of the round before them that makes a log up, beside their sum of 1."""
+ADMISSION = {"admission": 0.8}
+"""The same of the round that counts items by a sketch (measured: 5 million interactions, 2.6 million items)."""
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +81,10 @@ def prepare(config: Config, *, extend: str | Path | None = None, files: list[Log
 
     Returns:
         folder, users (by split), items, interactions, left_out (held-out users of one item), read (interactions read,
-        after `min_rating`), seconds and interactions_per_second (of those read), core_seconds (of the driver and all
-        tasks), task_memory_mb (the largest peak of a task, MiB; None where the system does not tell); of an extension
-        also new_files, new_items and evicted_rows (those that no new item has taken).
+        after `min_rating`), counted_items (distinct ones whose users were counted exactly), seconds and
+        interactions_per_second (of those read), core_seconds (of the driver and all tasks), task_memory_mb (the largest
+        peak of a task, MiB; None where the system does not tell); of an extension also new_files, new_items and
+        evicted_rows (those that no new item has taken).
 
     Raises:
         DataError: the log cannot be used (see `source`, `schema`, `reader`), nothing is left of it, or the folder
@@ -105,6 +117,7 @@ def prepare(config: Config, *, extend: str | Path | None = None, files: list[Log
         "folder": settings.folder,
         **{key: manifest[key] for key in ("users", "items", "interactions", "left_out")},
         "read": read,
+        "counted_items": preparation.counted,
         "seconds": round(seconds, 3),
         "interactions_per_second": round(read / seconds),
         "core_seconds": round(core_seconds, 3),
@@ -190,12 +203,14 @@ class _Preparation:
         self.settings, self.folder, self.work, self.base = settings, folder, work, base
         self.files, self.fragments = files, list[Fragment]()
         self.generations = Generations.first(0)
-        self.progress = Progress(work / "progress", {**(MADE_UP if settings.synthetic is not None else {}), **STAGES})
+        before = {**(MADE_UP if settings.synthetic is not None else {}), **(ADMISSION if settings.admission_mb else {})}
+        self.progress = Progress(work / "progress", {**before, **STAGES, **FeatureRounds.stages(settings)})
         self.costs: dict[str, list[Cost]] = {}
+        self.features = FeatureRounds(settings, folder, work, self.progress, self.costs)
         self.schema: LogSchema
         self.spills: tuple[str, ...] = ()
         self.rows = np.zeros(0, np.int64)
-        self.parts = self.items = 0
+        self.parts = self.items = self.counted = 0
 
     def run(self) -> tuple[dict[str, Any], int]:
         """(manifest, interactions read)"""
@@ -206,11 +221,13 @@ class _Preparation:
             before = {} if self.base is None else self.base.files
             write_ledger(self.folder, self.files or [], before, self.fragments)
         shutil.rmtree(self.work / "spills")
+        self.features.group(self.parts)
         items = self._merge_items()
         counted = self._map(count_part, each, "count")
         users = {split: sum(counts[index] for counts in counted) for index, split in enumerate(SPLITS)}
         self._check_users(users)
         self._write_vocabulary(items)
+        features = self.features.count([counts[0] for counts in counted])
         per_bucket = self.parts // self.settings.buckets
         buckets = [tuple(range(b * per_bucket, (b + 1) * per_bucket)) for b in range(self.settings.buckets)]
         written = self._map(write_bucket, buckets, "write")
@@ -224,6 +241,7 @@ class _Preparation:
             "interactions": sum(interactions.values()),
             "interactions_by_split": interactions,
             "files": files,
+            "features": features,
             "settings": content_settings(self.settings),
         }
         if self.base is not None:
@@ -260,18 +278,24 @@ class _Preparation:
 
     def _spill(self) -> int:
         settings, fragments, spills = self.settings, self._fragments(), self.work / "spills"
-        self.parts = count_parts(fragments, self.schema, settings)
+        needed = self.features.plan(self.files or [], self.schema)
+        self.parts = max(needed, count_parts(fragments, self.schema, settings))
         spills.mkdir()
         log.info("prepare: %d fragments of the log into %d parts", len(fragments), self.parts)
+        known, admitted = None, ""
+        if settings.admission_mb is not None:
+            path = self.work / ADMITTED
+            known, self.costs["admission"] = admit(fragments, self.schema, settings, path, self.progress)
+            admitted = "" if settings.extendable else str(path)  # what is kept for an extension is of all items
         with self.progress.stage("spill", [fragment.rows for fragment in fragments]) as meter:
             tasks = [
-                SpillTask(index, fragment, self.schema, settings, self.parts, str(spills), meter(index))
+                SpillTask(index, fragment, self.schema, settings, self.parts, str(spills), meter(index), admitted)
                 for index, fragment in enumerate(fragments)
             ]
             results = map_tasks(spill_fragment, tasks, at_a_time=settings.tasks, label="prepare spill")
         self.costs["spill"] = [cost for _, cost in results]
         self.rows = sum((spilt.rows for spilt, _ in results), np.zeros(self.parts, np.int64))
-        read = int(self.rows.sum())
+        read = int(self.rows.sum()) if known is None else known
         if not read:
             least = settings.min_rating
             cause = f"data.min_rating = {least} leaves nothing of it." if least is not None else ""
@@ -287,8 +311,8 @@ class _Preparation:
                 costs = synthetic.write(settings.synthetic, settings.columns, made, tasks=settings.tasks, meter=meter)
             self.costs["synthetic log"] = costs
             files = find_files(str(made))
-        elif source.startswith(CATALOG):
-            files = find_files(str(catalog.fetch(source.removeprefix(CATALOG))))
+        elif source.startswith(catalog.PREFIX):
+            files = find_files(str(catalog.fetch(source.removeprefix(catalog.PREFIX))))
         else:
             files = find_files(source, settings.format, settings.schemes) if self.files is None else self.files
         if self.base is None:
@@ -319,7 +343,7 @@ class _Preparation:
     def _merge_items(self) -> pa.Array:
         """Items with enough users, sorted; also written for the tasks."""
         merged = merge_counts(item_counts(f"{self.work}/part-{part:05d}") for part in range(self.parts))
-        least = self.settings.min_item_count
+        least, self.counted = self.settings.min_item_count, merged.num_rows
         kept = merged.filter(pa.array(merged.column("count").to_numpy() >= least)).column("item").combine_chunks()
         days = self.settings.evict_after_days
         if self.base is not None and days is not None:
@@ -327,7 +351,11 @@ class _Preparation:
             kept = self.base.fresh(kept, parts, days, self.work)
         if not len(kept):
             raise DataError(
-                f"None of the {merged.num_rows} items has enough users.", setting="data.min_item_count", value=least
+                "No item has enough users."
+                if self.settings.admission_mb
+                else f"None of the {merged.num_rows} items has enough users.",
+                setting="data.min_item_count",
+                value=least,
             )
         write_ids(self.work / "items.arrow", kept)
         return kept

@@ -8,9 +8,9 @@ needs it. No Python object a user is made.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,13 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 
 from hse_dist.data.generations import Generations
-from hse_dist.data.manifest import SPLITS, File, read_manifest
+from hse_dist.data.lists import from_arrow, joined_lists, no_lists, slice_lists, take_lists
+from hse_dist.data.manifest import SPLITS, File, PreparedFeature, read_manifest
 from hse_dist.errors import DataError
 from hse_dist.files import refuse_devices
+
+FEATURE = "feature_"
+"""Begins the column of a feature of users, in files of histories."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +41,21 @@ class HistoryBlock:
     """int64 [B + 1], of held-out users where asked for."""
     target_rows: np.ndarray | None = None
     """int64 [T]."""
+    features: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    """Of each feature of users that was asked for: offsets int64 [B + 1], and rows of its values int64 [n]."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def take(self, users: np.ndarray) -> HistoryBlock:
         """The histories of these users (int64 [n]) in this order, without targets."""
-        lengths = np.diff(self.offsets)[users]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        source = np.repeat(self.offsets[users] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return HistoryBlock(offsets, self.rows[source])
+        features = {name: take_lists(*lists, users) for name, lists in self.features.items()}
+        return HistoryBlock(*take_lists(self.offsets, self.rows, users), features=features)
 
     def slice(self, first: int, last: int) -> HistoryBlock:
         """Users first … last − 1, without targets; rows are a view."""
-        start, stop = self.offsets[first], self.offsets[last]
-        return HistoryBlock(self.offsets[first : last + 1] - start, self.rows[start:stop])
+        features = {name: slice_lists(*lists, first, last) for name, lists in self.features.items()}
+        return HistoryBlock(*slice_lists(self.offsets, self.rows, first, last), features=features)
 
     def targets(self) -> HistoryBlock:
         """The targets as histories of their own; none without targets."""
@@ -61,11 +65,18 @@ class HistoryBlock:
 
     @staticmethod
     def concatenate(blocks: Sequence[HistoryBlock]) -> HistoryBlock:
-        """The users of all blocks, one block after the other, without targets."""
-        lengths = [np.diff(block.offsets) for block in blocks]
-        offsets = np.concatenate([np.zeros(1, np.int64), *lengths]).cumsum()
-        rows = np.concatenate([np.zeros(0, np.int64), *(block.rows for block in blocks)])
-        return HistoryBlock(offsets, rows)
+        """The users of all blocks, one block after the other, without targets; those of a block that lacks a feature
+        of another one have no values of it."""
+        features = {
+            name: joined_lists([block.features.get(name, no_lists(len(block))) for block in blocks])
+            for name in dict.fromkeys(name for block in blocks for name in block.features)
+        }
+        return HistoryBlock(*joined_lists([(block.offsets, block.rows) for block in blocks]), features=features)
+
+
+def no_histories(users: int, features: Sequence[str] = ()) -> HistoryBlock:
+    """Users without history, nor values of these features."""
+    return HistoryBlock(*no_lists(users), features={name: no_lists(users) for name in features})
 
 
 class Prepared:
@@ -77,7 +88,7 @@ class Prepared:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).absolute()
-        self.manifest, self.items, self._files = read_manifest(self.folder)
+        self.manifest, self.items, self._files, self.features = read_manifest(self.folder)
         self._vocabulary: pa.Table | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -140,13 +151,71 @@ class Prepared:
         """SHA-256 of the files of a split, by path."""
         return {file.path: file.sha256 for file in self._of(split)}
 
-    def scan(self, split: str, columns: Sequence[str] = ("rows",), batch_users: int = 8192) -> Iterator[HistoryBlock]:
+    def feature(self, name: str) -> PreparedFeature:
+        """A feature. Raises DataError: there is none of this name."""
+        if name not in self.features:
+            known = ", ".join(self.features) or "none"
+            raise DataError(
+                f"The prepared folder {self.folder} has no feature {name!r}.", cause=f"It has {known}: prepare it anew."
+            )
+        return self.features[name]
+
+    def feature_counts(self, name: str) -> np.ndarray:
+        """How many training users, or items, have each value, int64 [rows]; of users' own ids the training
+        interactions of each."""
+        feature = self.feature(name)
+        if feature.vocabulary is None:
+            return np.concatenate([np.diff(block.offsets) for block in self.scan("train")])
+        return self._read_values(feature).column("count").to_numpy().astype(np.int64)
+
+    def feature_values(self, name: str) -> pa.Array:
+        """The value of each row as it was read, int64 or string [rows]; of users' own ids these."""
+        feature = self.feature(name)
+        if feature.vocabulary is None:
+            with reading(self.folder / "histories"):
+                return pa.concat_arrays([self._read_users(file) for file in self._of("train") if file.users])
+        return self._read_values(feature).column("item").combine_chunks()
+
+    def item_features(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the values of each item, in the order of the item rows: offsets int64 [items + 1], rows int64."""
+        feature = self.feature(name)
+        if feature.lists is None:
+            raise DataError(f"The feature {name} is of users.")
+        path = self.folder / feature.lists.path
+        with self.open(feature.lists.path) as parquet, reading(path):
+            if parquet.metadata.num_rows != self.items:
+                raise ValueError(f"it has {parquet.metadata.num_rows} items, not {self.items}")
+            limits = {"rows": feature.rows}
+            batches = parquet.iter_batches(columns=["rows"], use_threads=False)
+            blocks = [to_block(check_lists(batch, limits, path)) for batch in batches]
+        whole = HistoryBlock.concatenate(blocks)
+        return whole.offsets, whole.rows
+
+    def limits(self, columns: Sequence[str], features: Sequence[str] = ()) -> dict[str, int]:
+        """How many rows there are for each column of files of histories; those of features of users behind the others.
+
+        Raises:
+            DataError: there is no such feature of users.
+        """
+        if wrong := [name for name in features if self.feature(name).of != "user"]:
+            raise DataError(f"The feature {wrong[0]} is of items: it is not beside histories.")
+        return dict.fromkeys(columns, self.items) | {FEATURE + name: self.features[name].rows for name in features}
+
+    def scan(
+        self,
+        split: str,
+        columns: Sequence[str] = ("rows",),
+        batch_users: int = 8192,
+        features: Sequence[str] = (),
+    ) -> Iterator[HistoryBlock]:
         """Histories of a split in file order, `batch_users` at a time, whatever the files; the last may be fewer.
 
         Args:
             split: train, valid or test.
             columns: `rows`, and `target` for the held-out splits.
+            features: those of users that are read, too.
         """
+        limits = self.limits(columns, features)
         held: list[pa.RecordBatch] = []
         for file in self._of(split):
             path = self.folder / file.path
@@ -156,8 +225,8 @@ class Prepared:
                         f"{path} has {parquet.metadata.num_rows} users, the manifest says {file.users}.",
                         cause="Prepare it again.",
                     )
-                for batch in parquet.iter_batches(batch_users, columns=list(columns), use_threads=False):
-                    held.append(check_lists(batch, columns, self.items, path))
+                for batch in parquet.iter_batches(batch_users, columns=list(limits), use_threads=False):
+                    held.append(check_lists(batch, limits, path))
                     if sum(part.num_rows for part in held) >= batch_users:
                         joined = pa.concat_batches(held)
                         yield to_block(joined.slice(0, batch_users))
@@ -196,6 +265,22 @@ class Prepared:
             raise DataError(f"There is no split {split!r}.", cause=f"There are {', '.join(SPLITS)}.")
         return self._files[split]
 
+    def _read_values(self, feature: PreparedFeature) -> pa.Table:
+        path = feature.vocabulary.path if feature.vocabulary is not None else ""
+        with self.open(path) as file, reading(self.folder / path):
+            return _checked_vocabulary(file, feature.rows)
+
+    def _read_users(self, file: File) -> pa.Array:
+        with self.open(file.path) as parquet, reading(self.folder / file.path):
+            found, names = parquet.metadata.num_rows, parquet.schema_arrow.names
+            if found != file.users or names.count("user") != 1:
+                raise ValueError(f"it has {found} users, not {file.users}, and the columns {', '.join(names)}")
+            users = parquet.read(columns=["user"], use_threads=False).column("user").combine_chunks()
+            users.validate(full=True)
+            if users.null_count or users.type not in (pa.int64(), pa.string()):
+                raise ValueError(f"its users are {users.type}, or some are missing")
+            return users
+
     def _read_vocabulary(self) -> pa.Table:
         if self._vocabulary is None:
             path = self.folder / "vocabulary.parquet"
@@ -231,13 +316,13 @@ def _checked_vocabulary(file: pq.ParquetFile, items: int) -> pa.Table:
     return table
 
 
-def check_lists(batch: pa.RecordBatch, columns: Sequence[str], items: int, path: Path) -> pa.RecordBatch:
-    """The batch, if these columns are lists of item rows: what is made of them indexes memory.
+def check_lists(batch: pa.RecordBatch, limits: Mapping[str, int], path: Path) -> pa.RecordBatch:
+    """The batch, if these columns are lists of rows below a limit each: what is made of them indexes memory.
 
     Raises:
         DataError: they are not.
     """
-    for name in columns:
+    for name, limit in limits.items():
         kind = batch.schema.field(name).type if batch.schema.names.count(name) == 1 else None
         if kind is None or not pa.types.is_list(kind) or kind.value_type != pa.uint32():
             what = f"has the column {name} as {kind}, not as lists of uint32" if kind else f"has not one column {name}"
@@ -246,21 +331,18 @@ def check_lists(batch: pa.RecordBatch, columns: Sequence[str], items: int, path:
         if batch.column(name).null_count or rows.null_count:
             raise DataError(f"{path} of the prepared folder has missing {name}.", cause="Prepare it again.")
         most = rows.to_numpy().max(initial=0)
-        if most >= items:
-            raise DataError(
-                f"{path} of the prepared folder has row {most} of {items} items.", cause="Prepare it again."
-            )
+        if most >= limit:
+            of = f"{limit} values" if name.startswith(FEATURE) else f"{limit} items"
+            raise DataError(f"{path} of the prepared folder has row {most} of {of}.", cause="Prepare it again.")
     return batch
 
 
 def to_block(batch: pa.RecordBatch) -> HistoryBlock:
-    """A block of a record batch with a column `rows` and/or `target` (list<uint32>)."""
-    empty = (np.zeros(batch.num_rows + 1, np.int64), np.zeros(0, np.int64))
+    """A block of a record batch with columns `rows`, `target` and of features (list<uint32>), some of them."""
     names = batch.schema.names
-    offsets, rows = _lists(batch.column("rows")) if "rows" in names else empty
-    return HistoryBlock(offsets, rows, *(_lists(batch.column("target")) if "target" in names else ()))
-
-
-def _lists(column: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    offsets = column.offsets.to_numpy().astype(np.int64)
-    return offsets - offsets[0], column.flatten().to_numpy().astype(np.int64)
+    offsets, rows = from_arrow(batch.column("rows")) if "rows" in names else no_lists(batch.num_rows)
+    features = {
+        name.removeprefix(FEATURE): from_arrow(batch.column(name)) for name in names if name.startswith(FEATURE)
+    }
+    target, held = from_arrow(batch.column("target")) if "target" in names else (None, None)
+    return HistoryBlock(offsets, rows, target, held, features)

@@ -9,6 +9,7 @@ file nor on its row groups.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from hse_dist.config import ColumnNames
 from hse_dist.data.formats import block_bytes, open_text
 from hse_dist.data.schema import Fragment, LogSchema
+from hse_dist.data.values import a_line_a_value
 from hse_dist.errors import DataError
 
 BATCH_ROWS = 1 << 16
@@ -43,15 +45,11 @@ def read(
     """
     target, min_rating = schema.arrow(), None if fragment.kept else min_rating
     batches = _raw(fragment, _needed(fragment, target, min_rating), memory)
+    if fragment.valued:
+        batches = ((a_line_a_value(batch, fragment), share) for batch, share in batches)
     while True:
-        try:
+        with _reading(fragment):
             found = next(batches, None)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{fragment.file.name} cannot be read: {error}.",
-                cause="It may be damaged, or a column may change its type further down (see data.ids).",
-                setting="data.source",
-            ) from None
         if found is None:
             return
         batch, share = found
@@ -62,6 +60,31 @@ def read(
         if result.num_rows:
             seen(share)
             yield result
+
+
+def values_a_line(fragment: Fragment, memory: int) -> float:
+    """Values in a line of a feature's table, by the first lines of a fragment.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    with _reading(fragment):
+        for batch, _ in _raw(fragment, list(fragment.names.values()), memory):
+            if batch.num_rows:
+                return a_line_a_value(batch, fragment).num_rows / batch.num_rows
+    return 1.0
+
+
+@contextmanager
+def _reading(fragment: Fragment) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{fragment.file.name} cannot be read: {error}.",
+            cause="It may be damaged, or a column may change its type further down (see data.ids).",
+            setting="data.source",
+        ) from None
 
 
 def _needed(fragment: Fragment, target: pa.Schema, min_rating: float | None) -> list[str]:
@@ -101,7 +124,7 @@ def _column(batch: pa.RecordBatch, fragment: Fragment, role: str, column: str) -
 def _normal(batch: pa.RecordBatch, fragment: Fragment, field: pa.Field, column: str) -> pa.Array:
     array = _column(batch, fragment, field.name, column)
     setting = f"data.columns.{field.name}"
-    what = "timestamps" if field.name == "timestamp" else "ids"
+    what = "timestamps" if field.name == "timestamp" else "values" if _is_value(fragment, field) else "ids"
     missing = array.null_count
     if field.name == "timestamp" and pa.types.is_floating(array.type):
         missing += pc.sum(pc.is_nan(array)).as_py() or 0
@@ -126,6 +149,10 @@ def _normal(batch: pa.RecordBatch, fragment: Fragment, field: pa.Field, column: 
             setting=setting,
             value=column,
         ) from None
+
+
+def _is_value(fragment: Fragment, field: pa.Field) -> bool:
+    return fragment.valued and field.name == "item"
 
 
 def _rating(batch: pa.RecordBatch, fragment: Fragment, column: str) -> pa.Array:

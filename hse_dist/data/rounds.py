@@ -17,11 +17,13 @@ import pyarrow as pa
 
 from hse_dist.config import DataSettings
 from hse_dist.data.extend import LATEST, KeptPart
+from hse_dist.data.feature_rounds import user_lists
 from hse_dist.data.grouping import Part, group
-from hse_dist.data.histories import HistoryWriter, select, split_tables
+from hse_dist.data.histories import HistoryWriter, select, split_tables, training_entries, trains
 from hse_dist.data.manifest import SPLITS
 from hse_dist.data.schema import LogSchema
 from hse_dist.data.shuffle import Spills, SpillTask, Spilt, spill
+from hse_dist.data.sketch import Admitted
 from hse_dist.data.task_memory import measured
 from hse_dist.data.vocabulary import positions, take_rows
 from hse_dist.errors import DataError
@@ -29,6 +31,8 @@ from hse_dist.progress import Meter
 
 BEFORE = {"user": 0.0, "item": 0.15, "timestamp": 0.35}
 """Share of a grouping's time that is over when a column is asked for (measured)."""
+ADMITTED = "admitted.npy"
+"""In the work folder: which items may have enough users, where `data.admission_mb` asks for it."""
 
 
 @contextmanager
@@ -80,11 +84,15 @@ def group_part(task: PartTask) -> None:
             return spills.read(name)
 
         kept = KeptPart(Path(task.folder), task.parts[0], task.schema) if task.settings.extendable else None
-        part = group(read, timed=spills.timed, keep=kept)
+        part, latest = group(read, timed=spills.timed, keep=kept), None if kept is None else kept.latest
+        if latest is not None and task.settings.admission_mb is not None:
+            # only now: what is kept for an extension is of all items, since a rare one may become frequent
+            part, mask = Admitted(Path(task.work) / ADMITTED).of_part(part)
+            latest = latest[mask]
         part.save(folder)
         np.save(f"{folder}/users-of-items.npy", part.count())
-        if kept is not None:
-            np.save(f"{folder}/{LATEST}", kept.latest)
+        if latest is not None:
+            np.save(f"{folder}/{LATEST}", latest)
         meter(1.0, spills.rows)
 
 
@@ -96,10 +104,11 @@ def count_part(task: PartTask) -> list[int]:
         part = Part.load(folder)
         places = positions(part.items, Path(task.work) / "items.arrow")
         chosen = select(part, places >= 0, task.settings)
-        train = part.count(chosen.keep & part.of_entries(chosen.split == 0))
+        train = part.count(training_entries(part, chosen, task.settings))
         np.savez(f"{folder}/counts.npz", places=places, train=train, used=part.count(chosen.keep) > 0)
         Meter(task.meter)(1.0, len(part.codes))
-        return [int((chosen.split == index).sum()) for index in range(len(SPLITS))] + [chosen.short]
+        users = [trains(chosen, task.settings), *(chosen.split == index for index in range(1, len(SPLITS)))]
+        return [int(of_split.sum()) for of_split in users] + [chosen.short]
 
 
 @measured
@@ -109,7 +118,14 @@ def write_bucket(task: PartTask) -> dict[str, Any]:
     with writable(settings):
         bucket, written = task.parts[0] // len(task.parts), 0
         group_size = settings.users_per_row_group
-        writers = {split: HistoryWriter(Path(task.folder), split, bucket, group_size) for split in SPLITS}
+        # what also trains is counted there
+        held_out = ("target",) if settings.split.kind == "within_users" else ("rows", "target")
+        writers = {
+            split: HistoryWriter(
+                Path(task.folder), split, bucket, group_size, ("rows",) if split == "train" else held_out
+            )
+            for split in SPLITS
+        }
         for done, index in enumerate(task.parts, 1):
             written += _write_part(task, index, writers)
             meter(done / len(task.parts), written)
@@ -124,6 +140,7 @@ def _write_part(task: PartTask, index: int, writers: dict[str, HistoryWriter]) -
         places = counts["places"]
     rows = take_rows(Path(task.work) / "rows.npy", places)
     chosen = select(part, places >= 0, task.settings)
-    for split, table in split_tables(part, chosen, rows, task.settings):
+    beside = user_lists(Path(task.work), index, part, chosen, task.settings)
+    for split, table in split_tables(part, chosen, rows, task.settings, beside):
         writers[split].write(table)
     return len(part.codes)

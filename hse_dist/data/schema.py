@@ -21,7 +21,8 @@ from hse_dist.data.formats import open_text
 from hse_dist.data.source import LogFile
 from hse_dist.errors import DataError
 
-ROLES = ("user", "item", "timestamp", "rating")
+ROLES = ("user", "item", "timestamp", "rating", "value")
+"""What a column is for; only tables of features have values (`features.py`)."""
 FRAGMENT_BYTES = 64 << 20
 """Uncompressed bytes of Parquet row groups that make one fragment."""
 TEXT_ROW_BYTES = 8
@@ -45,6 +46,10 @@ class Fragment:
     """Rows: exact for Parquet, an estimate from above for text."""
     kept: bool = False
     """Whether it is of interactions that were read before (`extend.py`), on which ratings have done their work."""
+    valued: bool = False
+    """Whether its items are values of a feature: several in a line, or none (`values.py`)."""
+    separator: str | None = None
+    """What stands between values in one text."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,11 @@ class LogSchema:
         return pa.schema([(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in self.arrow()])
 
 
-def plan(files: list[LogFile], settings: DataSettings) -> tuple[LogSchema, list[Fragment]]:
+def plan(files: list[LogFile], settings: DataSettings, items: str = "item") -> tuple[LogSchema, list[Fragment]]:
     """The types of a log and the fragments that it is read in.
+
+    Args:
+        items: the role of what users have: `value` in tables of features.
 
     Raises:
         DataError: see the module docstring; also when two files disagree about a type, or the log is empty.
@@ -78,7 +86,7 @@ def plan(files: list[LogFile], settings: DataSettings) -> tuple[LogSchema, list[
     timestamp = None
     if settings.columns.timestamp is not None:
         timestamp = _common(fragments, "timestamp", settings)
-    return LogSchema(_common(fragments, "user", settings), _common(fragments, "item", settings), timestamp), fragments
+    return LogSchema(_common(fragments, "user", settings), _common(fragments, items, settings), timestamp), fragments
 
 
 def has_rows(file: LogFile, settings: DataSettings) -> bool:
@@ -100,7 +108,7 @@ def _common(fragments: list[Fragment], role: str, settings: DataSettings) -> pa.
     column = getattr(settings.columns, role)
     kinds: dict[str, str] = {}
     for fragment in fragments:
-        kinds.setdefault(_kind(fragment.types[role]), fragment.file.name)
+        kinds.setdefault(_kind(fragment.types[role]).removesuffix("s"), fragment.file.name)
     kinds.pop("unknown", None)
     if role in ("user", "item") and settings.ids != "auto":
         return pa.int64() if settings.ids == "integer" else pa.large_string()
@@ -113,14 +121,19 @@ def _common(fragments: list[Fragment], role: str, settings: DataSettings) -> pa.
             f"The column {column} is {listed}.", cause="All files need one type.", setting=setting, value=value
         )
     types = {"integer": pa.int64(), "string": pa.large_string(), "float": pa.float64(), "temporal": pa.int64()}
-    return types[next(iter(kinds), "string" if role in ("user", "item") else "float")]
+    types["boolean"] = pa.large_string()  # a value's text
+    return types[next(iter(kinds), "string" if role in ("user", "item", "value") else "float")]
 
 
 def _kind(type: pa.DataType) -> str:
     if pa.types.is_dictionary(type):
         type = type.value_type
+    if pa.types.is_list(type) or pa.types.is_large_list(type):
+        return {"integer": "integers", "string": "strings", "unknown": "strings"}.get(_kind(type.value_type), "other")
     if pa.types.is_integer(type):
         return "integer"
+    if pa.types.is_boolean(type):
+        return "boolean"
     if pa.types.is_floating(type) or pa.types.is_decimal(type):
         return "float"
     if pa.types.is_timestamp(type) or pa.types.is_date(type):
@@ -135,12 +148,14 @@ ALLOWED = {
     "item": ("integer", "string", "unknown"),
     "timestamp": ("integer", "float", "temporal", "unknown"),
     "rating": ("integer", "float", "unknown"),
+    "value": ("integer", "string", "boolean", "unknown", "integers", "strings"),
 }
 WANTED = {
     "user": "integer or string",
     "item": "integer or string",
     "timestamp": "numeric or temporal",
     "rating": "numeric",
+    "value": "integer, boolean, string, or a list of integers or strings",
 }
 
 
@@ -214,7 +229,7 @@ def _columns(file: LogFile, schema: pa.Schema, settings: DataSettings) -> tuple[
     names: dict[str, str] = {}
     types: dict[str, pa.DataType] = {}
     for role in ROLES:
-        column = getattr(settings.columns, role)
+        column = getattr(settings.columns, role, None)
         if column is None:
             continue
         name = _find(column, schema.names, typed=file.format != "parquet")
@@ -260,6 +275,8 @@ def _csv_type(role: str, type: pa.DataType, settings: DataSettings) -> pa.DataTy
     """What a CSV column is read as: the first lines show its kind, later ones may need more room."""
     if role in ("user", "item"):
         return pa.int64() if pa.types.is_integer(type) and settings.ids != "string" else pa.string()
+    if role == "value":
+        return pa.int64() if pa.types.is_integer(type) else pa.string()
     return _json_type(role, type)
 
 
@@ -267,6 +284,8 @@ def _json_type(role: str, type: pa.DataType) -> pa.DataType:
     kind = _kind(type)
     if role in ("user", "item"):
         return pa.string() if kind == "unknown" else type
+    if role == "value":
+        return {"unknown": pa.string(), "strings": pa.list_(pa.string())}.get(kind, type)
     if kind == "temporal":
         return pa.timestamp("us", tz=getattr(type, "tz", None))
     return pa.float64()

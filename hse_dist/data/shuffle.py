@@ -22,6 +22,7 @@ from hse_dist.config import DataSettings
 from hse_dist.data.hashing import BUCKET_SEED, bucket_of, hash_ids
 from hse_dist.data.reader import read
 from hse_dist.data.schema import Fragment, LogSchema
+from hse_dist.data.sketch import Admitted
 from hse_dist.data.task_memory import give_back, memory_bytes
 
 ROW_BYTES = {True: 288, False: 192}
@@ -51,6 +52,8 @@ class SpillTask:
     folder: str
     meter: str = ""
     """Where the task notes how far it is."""
+    admitted: str = ""
+    """File of the items whose interactions are spilt (`sketch.Admitted`); those of all where there is none."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def spill(task: SpillTask, seen: Callable[[float, int], None]) -> Spilt:
     files: list[str] = []
     rows = np.zeros(task.parts, np.int64)
     settings, memory = task.settings, memory_bytes(task.settings)
+    admitted = Admitted(task.admitted) if task.admitted else None
+    memory -= 0 if admitted is None else admitted.nbytes
     batches = read(
         task.fragment,
         task.schema,
@@ -98,7 +103,7 @@ def spill(task: SpillTask, seen: Callable[[float, int], None]) -> Spilt:
         memory=memory,
         seen=lambda share: seen(share, held.total),
     )
-    for batch in batches:
+    for batch in batches if admitted is None else map(admitted.of_batch, batches):
         held.add(batch)
         if held.size >= memory // SPILL_SHARE:
             files.append(held.write(len(files), rows))
@@ -118,6 +123,8 @@ class _Held:
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Hold a batch, and the part of each of its rows."""
+        if not batch.num_rows:
+            return
         for name, chunks in self._columns.items():
             chunks.append(batch.column(name))
         parts = bucket_of(hash_ids(batch.column("user"), BUCKET_SEED), self._task.parts)

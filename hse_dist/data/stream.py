@@ -14,25 +14,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
-
-import numpy as np
 
 from hse_dist.config import StreamSettings
 from hse_dist.data.checked import CheckedFiles
 from hse_dist.data.order import EpochOrder, Slice
 from hse_dist.data.prefetch import prefetch
-from hse_dist.data.prepared import HistoryBlock, Prepared
+from hse_dist.data.prepared import HistoryBlock, Prepared, no_histories
 from hse_dist.errors import DataError
 
 Item = TypeVar("Item")
 VERSION = 1
-EMPTY = HistoryBlock(np.zeros(1, np.int64), np.zeros(0, np.int64))
 
 
 class HistoryStream:
-    """Blocks of training users for rank `rank` of `ranks`.
+    """Blocks of training users for rank `rank` of `ranks`, with the values of `features` of users.
 
     Attributes:
         epoch_number: of the next block; rises when an epoch's last block is handed out.
@@ -55,8 +52,10 @@ class HistoryStream:
         rank: int,
         ranks: int,
         on_bad_file: str = "stop",
+        features: Sequence[str] = (),
     ) -> None:
-        self.files, self._settings = CheckedFiles(prepared, on_bad_file), settings
+        self.files, self._settings = CheckedFiles(prepared, on_bad_file, features), settings
+        self._empty = no_histories(0, features)
         self._batch, self._seed, self._rank, self._ranks = batch_size, seed, rank, ranks
         self._groups = prepared.row_groups("train")
         if not self._groups:
@@ -152,7 +151,7 @@ class HistoryStream:
             for first in range(start, len(order), self._ranks):
                 index = first + self._rank
                 pieces = order.block(index) if index < len(order) else []
-                yield HistoryBlock.concatenate([windows.users(piece) for piece in pieces]) if pieces else EMPTY
+                yield HistoryBlock.concatenate([windows.users(piece) for piece in pieces]) if pieces else self._empty
             epoch, start = epoch + 1, 0
 
 

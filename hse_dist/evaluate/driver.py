@@ -7,6 +7,7 @@ of each user as Parquet, so that two runs can be compared by a paired bootstrap)
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hse_dist.checkpoint.reading import fitting
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.cluster import connect, run_workers
 from hse_dist.config import Config
+from hse_dist.data.feature_rows import FeatureRows
 from hse_dist.data.prepare import open_prepared
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import RunFolderError
@@ -21,10 +23,11 @@ from hse_dist.evaluate.metrics import write_users
 from hse_dist.evaluate.ranking import rank_users
 from hse_dist.files import write_json
 from hse_dist.model.autoencoder import Autoencoder
+from hse_dist.model.parameters import DenseParameters
 from hse_dist.progress import Meter, telling
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
-from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.start import open_start
 from hse_dist.sparsity.tables import make_table
 from hse_dist.tables.sharded import DenseTable, PackedTable
 
@@ -62,10 +65,16 @@ def evaluate_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     config: Config = arguments["config"]
     split = arguments["split"]
     prepared = Prepared(config.data.folder)
-    table, step = open_best(config, prepared, ranks)
+    run = open_best(config, prepared, ranks)
     meter = Meter(arguments["meter"] if ranks.rank == 0 else "")
-    metrics = rank_users(table, Autoencoder(config.model), prepared, split, config.evaluate, ranks, meter)
-    answer = {"split": split, "step": step, "seed": config.data.split.seed, **metrics.result(), **sizes(table)}
+    metrics = rank_users(run.table, run.model, prepared, split, config.evaluate, ranks, meter, run.features)
+    answer = {
+        "split": split,
+        "step": run.step,
+        "seed": config.data.split.seed,
+        **metrics.result(),
+        **sizes(run.table, run.features),
+    }
     if ranks.rank == 0:
         folder = Path(config.run.folder) / "evaluation"
         write_users(folder / f"{split}-users.parquet", metrics.per_user())
@@ -73,8 +82,18 @@ def evaluate_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def open_best(config: Config, prepared: Prepared, ranks: Ranks) -> tuple[PackedTable | DenseTable, int]:
-    """The table of the run's best checkpoint, and its step; a collective call.
+@dataclass(frozen=True)
+class Opened:
+    """A run's best checkpoint: its table, its model, the rows of features if it has any, and its step."""
+
+    table: PackedTable | DenseTable
+    model: Autoencoder
+    features: FeatureRows | None
+    step: int
+
+
+def open_best(config: Config, prepared: Prepared, ranks: Ranks) -> Opened:
+    """The run's best checkpoint; a collective call.
 
     Raises:
         RunFolderError: the run has no checkpoint.
@@ -89,21 +108,25 @@ def open_best(config: Config, prepared: Prepared, ranks: Ranks) -> tuple[PackedT
             setting="run.folder",
             value=config.run.folder,
         )
-    start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
+    start = open_start(config, folder.start) if config.tables.item.kind == "packed" else None
+    features = FeatureRows.of(prepared, config.tables.features) if config.tables.features else None
+    parameters = DenseParameters.of(config, features.names if features else ())
     with fitting(best):
-        table = make_table(config, prepared.items, start, ranks, store.load_shared(best))
+        shared = store.load_shared(best)
+        table = make_table(config, features.rows if features else prepared.items, start, ranks, shared)
+        parameters.load_arrays(shared)
     store.load(best, table.state_dict())
     table.check_loaded()
-    return table, best.step
+    return Opened(table, Autoencoder(config.model, parameters.to(ranks.device)), features, best.step)
 
 
-def sizes(table: PackedTable | DenseTable) -> dict[str, Any]:
-    """Live entries, slots and bytes; a collective call."""
-    live = table.live_entries()
+def sizes(table: PackedTable | DenseTable, features: FeatureRows | None = None) -> dict[str, Any]:
+    """Live entries, slots and bytes, an item's share of those of features included; a collective call."""
+    live, items = table.live_entries(), features.items if features else table.rows
     if isinstance(table, DenseTable):
         return {"live_entries": live, "slots_per_live": 1.0, "bytes_per_item": 4.0 * table.dims}
     return {
         "live_entries": live,
         "slots_per_live": table.layout.slots / live,
-        "bytes_per_item": (VALUE_BYTES + COLUMN_BYTES / table.block) * live / table.rows,
+        "bytes_per_item": (VALUE_BYTES + COLUMN_BYTES / table.block) * live / items,
     }

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from hse_dist.config import EvaluateSettings
+from hse_dist.data.batch import item_batch, make_batch
+from hse_dist.data.feature_rows import FeatureRows
 from hse_dist.data.popularity import thirds
 from hse_dist.data.prepared import HistoryBlock, Prepared
 from hse_dist.evaluate.metrics import DEPTH, Metrics
@@ -35,10 +37,12 @@ def rank_users(
     settings: EvaluateSettings,
     ranks: Ranks,
     meter: Meter | None = None,
+    features: FeatureRows | None = None,
 ) -> Metrics:
     """Metrics of the users of `split` ("valid" or "test"); a collective call.
 
     Args:
+        features: of users and items, that have rows in the table.
         meter: is told how many users there were, about, of all ranks.
 
     Raises:
@@ -47,8 +51,8 @@ def rank_users(
     """
     metrics = Metrics(thirds(prepared.counts()))
     users = prepared.users(split)
-    for block, first_user in _my_blocks(prepared, split, settings.users, ranks):
-        top = top_items(table, model, block, settings.items)
+    for block, first_user in _my_blocks(prepared, split, settings.users, ranks, features):
+        top = top_items(table, model, block, settings.items, features)
         targets = block.targets()
         metrics.add(top.cpu().numpy(), targets.offsets, targets.rows, first_user + np.arange(len(block)))
         if meter is not None:
@@ -60,10 +64,12 @@ def rank_users(
     return merged
 
 
-def _my_blocks(prepared: Prepared, split: str, users: int, ranks: Ranks) -> Iterator[tuple[HistoryBlock, int]]:
+def _my_blocks(
+    prepared: Prepared, split: str, users: int, ranks: Ranks, features: FeatureRows | None
+) -> Iterator[tuple[HistoryBlock, int]]:
     """Every `ranks.size`-th block of users with the position of its first one; empty blocks even out the end."""
     first = count = 0
-    for block in prepared.scan(split, ("rows", "target"), users):
+    for block in prepared.scan(split, ("rows", "target"), users, features.users if features else ()):
         if count % ranks.size == ranks.rank:
             yield block, first
         first += len(block)
@@ -73,17 +79,26 @@ def _my_blocks(prepared: Prepared, split: str, users: int, ranks: Ranks) -> Iter
 
 
 @torch.no_grad()
-def top_items(table: PackedTable | DenseTable, model: Autoencoder, block: HistoryBlock, items: int) -> torch.Tensor:
-    """The best items of each history without its own, int64 [B, 100]; −1 where there are fewer. A collective call."""
-    device = table.ranks.device
-    seen = torch.from_numpy(np.ascontiguousarray(block.rows)).to(device)
-    offsets = torch.from_numpy(block.offsets).to(device)
-    distinct, positions = torch.unique(seen, return_inverse=True)
-    u_kb, kept_columns = model.encode(table.lookup(distinct), offsets, positions)
+def top_items(
+    table: PackedTable | DenseTable,
+    model: Autoencoder,
+    block: HistoryBlock,
+    items: int,
+    features: FeatureRows | None = None,
+) -> torch.Tensor:
+    """The best items of each history without its own, int64 [B, 100]; −1 where there are fewer. A collective call.
+
+    Args:
+        items: scored at a time.
+    """
+    device, count = table.ranks.device, features.items if features else table.rows
+    asking = make_batch(block, rows=count, negatives=0, seed=0, step=0, rank=0, features=features).to(device)
+    seen, offsets = asking.candidates[asking.positions], asking.offsets
+    u_kb, kept_columns = model.encode(table.lookup(asking.candidates), asking)
     top = TopK(len(block), DEPTH, device)
-    for first in range(0, table.rows, items):
-        rows = torch.arange(first, min(first + items, table.rows), device=device)
-        scores = model.operators(table.lookup(rows), kept_columns).score(u_kb).t().contiguous()
+    for first in range(0, count, items):
+        some = item_batch(first, min(first + items, count), features).to(device)
+        scores = model.score_items(u_kb, kept_columns, table.lookup(some.candidates), some).t().contiguous()
         mask(scores, first, offsets, seen)
         top.update(scores, first)
     return top.result()

@@ -1,8 +1,8 @@
 """Recommendations for a file of histories.
 
-In: an export folder and a Parquet file with the columns `user` and `items` (a list of raw item ids). Out: a Parquet
-file with `user`, `items` and `scores` (lists, best first), a row a user in the same order, whole or not there; and a
-summary.
+In: an export folder and a Parquet file with the columns `user` and `items` (a list of raw item ids), and perhaps some
+with the names of the export's features of users (a raw value or a list). Out: a Parquet file with `user`, `items` and
+`scores` (lists, best first), a row a user in the same order, whole or not there; and a summary.
 
 The histories are streamed in blocks of users; no Python object is made for a user or an item.
 """
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hse_dist.errors import ConfigError, DataError, ExportError
+from hse_dist.export.context import Context
 from hse_dist.export.recommender import Recommender
 from hse_dist.files import new_file
 from hse_dist.progress import Meter, telling
@@ -33,14 +34,15 @@ NAMED = 10
 def recommend_file(
     export_folder: str | Path, histories: str | Path, output: str | Path, k: int = 10, block: int = 8192
 ) -> dict[str, Any]:
-    """Recommend at most `k` items to each user of a file; a user without a known item gets an empty list.
+    """Recommend at most `k` items to each user of a file; a user of whom nothing is known gets an empty list.
 
     Args:
         block: users read at a time.
 
     Returns:
         `output`, `users`, `recommended` (users with a list that is not empty), `unknown` (entries of histories that are
-        not in the export, null ones included), `unknown_items` (the first few of them), `seconds`.
+        not in the export, null ones included), `unknown_items` (the first few of them), `features` (columns that were
+        used), `unknown_values` (entries of these that are not in the export), `seconds`.
 
     Raises:
         ConfigError: k or block is not positive.
@@ -69,9 +71,12 @@ def recommend_file(
                 "scores": pa.list_(pa.float32()),
             }
         )
+        schema_of = source.schema_arrow
+        features = [one for one in recommender.features if one != "items" and schema_of.get_field_index(one) >= 0]
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for batch in _batches(source, histories, block):
-                lists = _recommend(recommender, batch.column("items"), k, summary, histories)
+            for batch in _batches(source, histories, block, features):
+                context = _context(recommender, batch, features, summary, histories)
+                lists = _recommend(recommender, batch.column("items"), k, summary, histories, context)
                 writer.write_table(pa.table([batch.column("user"), *lists], schema=schema))
                 meter(summary.users / users, summary.users)
     return {
@@ -80,13 +85,15 @@ def recommend_file(
         "recommended": summary.recommended,
         "unknown": summary.unknown,
         "unknown_items": list(summary.names),
+        "features": features,
+        "unknown_values": summary.unknown_values,
         "seconds": time.perf_counter() - started,
     }
 
 
 class _Summary:
     def __init__(self) -> None:
-        self.users = self.recommended = self.unknown = 0
+        self.users = self.recommended = self.unknown = self.unknown_values = 0
         self.names: dict[Any, None] = {}
 
     def add_unknown(self, ids: pa.Array) -> None:
@@ -96,16 +103,35 @@ class _Summary:
                 self.names[name] = None
 
 
+def _context(
+    recommender: Recommender, batch: pa.RecordBatch, features: list[str], summary: _Summary, path: Path
+) -> Context:
+    """What else is known of a block of users."""
+    columns = {}
+    for name in features:
+        given, owner = batch.column(name), np.arange(batch.num_rows)
+        if _is_list(given.type):
+            owner = np.repeat(owner, pc.list_value_length(given).fill_null(0).to_numpy())
+            given = given.flatten()
+        else:
+            there = given.is_valid()
+            owner, given = owner[there.to_numpy(zero_copy_only=False)], given.filter(there)
+        columns[name] = owner, _cast(given, recommender.contexts.type_of(name), path, name)
+    context, unknown = recommender.contexts.of_values(batch.num_rows, columns)
+    summary.unknown_values += unknown
+    return context
+
+
 def _recommend(
-    recommender: Recommender, lists: pa.Array, k: int, summary: _Summary, path: Path
+    recommender: Recommender, lists: pa.Array, k: int, summary: _Summary, path: Path, context: Context
 ) -> tuple[pa.ListArray, pa.ListArray]:
     """Items and scores of a block of histories; a null history counts as an empty one."""
-    ids = _cast(lists.flatten(), recommender.item_ids.type, path)
+    ids = _cast(lists.flatten(), recommender.item_ids.type, path, "items")
     owner = np.repeat(np.arange(len(lists)), pc.list_value_length(lists).fill_null(0).to_numpy())
     rows = recommender.rows_of(ids)
     known = rows >= 0
     offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[known], minlength=len(lists)))])
-    top, scores = recommender.recommend_rows(offsets, rows[known], k)
+    top, scores = recommender.recommend_rows(offsets, rows[known], k, context=context)
     some = top >= 0
     ends = pa.array(np.concatenate([[0], np.cumsum(some.sum(axis=1))]), pa.int32())
     summary.users += len(lists)
@@ -115,13 +141,17 @@ def _recommend(
     return pa.ListArray.from_arrays(ends, items), pa.ListArray.from_arrays(ends, pa.array(scores[some]))
 
 
-def _cast(ids: pa.Array, kind: pa.DataType, path: Path) -> pa.Array:
+def _cast(ids: pa.Array, kind: pa.DataType, path: Path, what: str) -> pa.Array:
     try:
         return ids.cast(kind)
     except pa.ArrowException as error:
         raise DataError(
-            f"The items of the histories {path} are {ids.type}, those of the export {kind}.", cause=f"{error}."
+            f"The {what} of the histories {path} are {ids.type}, those of the export {kind}.", cause=f"{error}."
         ) from None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 @contextmanager
@@ -140,14 +170,14 @@ def _open(path: Path, kind: pa.DataType) -> Iterator[pq.ParquetFile]:
                 f"The histories {path} lack {' and '.join(missing)}.", cause=f"There is {', '.join(schema.names)}."
             )
         items = schema.field("items").type
-        if not (pa.types.is_list(items) or pa.types.is_large_list(items)):
+        if not _is_list(items):
             raise DataError(f"The column items of {path} is {items}.", cause=f"It must be a list of {kind}.")
         yield source
 
 
-def _batches(source: pq.ParquetFile, path: Path, block: int) -> Iterator[pa.RecordBatch]:
+def _batches(source: pq.ParquetFile, path: Path, block: int, features: list[str]) -> Iterator[pa.RecordBatch]:
     try:
-        yield from source.iter_batches(block, columns=["user", "items"])
+        yield from source.iter_batches(block, columns=list(dict.fromkeys(["user", "items", *features])))
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"The histories {path} cannot be read: {error}.", cause="The file is damaged.") from None
 

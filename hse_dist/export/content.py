@@ -1,12 +1,14 @@
 """What an export says, as one number that does not depend on how it is stored.
 
 In: ids, rows and gains, in blocks of any size, and what else answers depend on. Out: a sha256. Exports of the same
-content answer the same, whatever their format; a delta names the content that it changes.
+content answer the same, whatever their format; a delta names the content that it changes. Rows of features are content
+too; without any, the digest is that of the items.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +43,14 @@ class Content:
     def digest(self) -> str:
         parts = [self._head, *(part.hexdigest() for part in self._parts.values())]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def with_features(digest: str, features: Mapping[str, str]) -> str:
+    """The digest of an export whose items have the digest `digest`, with those of its features of users, by name."""
+    if not features:
+        return digest
+    parts = [digest, *(f"{name} {features[name]}" for name in sorted(features))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _texts(ids: pa.Array) -> tuple[np.ndarray, pa.Buffer]:

@@ -75,11 +75,12 @@ def write_delta(
         `folder`, `items`, `changed` (rows that `base` has), `new`, `bytes`.
 
     Raises:
-        ExportError: the folder is something else, cannot be written, or the ids are of another type. And as
-            `write_export`.
+        ExportError: the folder is something else, cannot be written, the ids are of another type, or `base` has
+            features of users. And as `write_export`.
     """
     folder = Path(folder)
     refuse_to_replace(folder, KIND)
+    _refuse_features(base)
     if item_ids.type != base.item_ids.type:
         raise ExportError(f"The items are {item_ids.type}, those of the export to compare with {base.item_ids.type}.")
     content = Content(dims, item_ids.type, user_entries)
@@ -109,6 +110,13 @@ def write_delta(
         raise ExportError(f"The delta {folder} cannot be written: {error}.") from error
     new = manifest["changed"] - changed
     return {"folder": str(folder), "items": len(item_ids), "changed": changed, "new": new, "bytes": size}
+
+
+def _refuse_features(base: Export) -> None:
+    """Raises ExportError: rows of features are not compared yet."""
+    if base.features is not None:
+        names = ", ".join(base.features.names)
+        raise ExportError(f"An export with features of users ({names}) takes no delta.", cause="Export it anew.")
 
 
 def _differ(
@@ -167,8 +175,10 @@ def apply_delta(export: Export, delta: Delta) -> Export:
     """The export that the delta makes of `export`, in memory.
 
     Raises:
-        ExportError: the delta belongs to another export, or makes something else than it says.
+        ExportError: the delta belongs to another export, or makes something else than it says; or the export has
+            features of users.
     """
+    _refuse_features(export)
     manifest = delta.manifest
     if manifest["base"] != export.content:
         raise ExportError(

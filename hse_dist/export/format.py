@@ -9,12 +9,14 @@ In: blocks of rows (CSR), item ids and gains. Out: a folder of
       `[items, D]`, in `items.npz`;
     * one of the layouts of `sizes.py`, small and of known size, as `.npy` files that `layouts.py` describes;
     * `mapped`, large and with an index, which answers from its files as they are (`mapped.py`).
+* `feature-NAME.parquet` for each feature of users (`features.py`); rows of items hold those of their features.
 * `manifest.json`: version, sizes and sha256 of the files, and the facts of the model.
 
 `value_type = "float16"` rounds the values once, so all files hold the same numbers, but the `.npz` keeps them as
 float32: SciPy stores halffloats and then fails on them (`toarray` raises in 1.17). Rows of a model with unit rows are
-written at length 1 with gain 1, so a reader needs no settings: score_j = gain_j · (Σ_{i in history} A_i) · A_j. If
-the manifest's `user_entries` is a number, only so many entries of the sum count, the strongest ones.
+written at length 1 with gain 1, so a reader needs no settings: score_j = gain_j · (Σ_{i in history} A_i) · A_j, with
+the rows of the user's features in the sum where there are any. If the manifest's `user_entries` is a number, only so
+many entries of the sum count, the strongest ones.
 
 The folder is whole or not there.
 """
@@ -22,7 +24,7 @@ The folder is whole or not there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +45,15 @@ from hse_dist.export.checks import (
     refuse_to_replace,
 )
 from hse_dist.export.compact import CompactWriter, array_files, describe, read_matrix, read_storage
-from hse_dist.export.content import Content
+from hse_dist.export.content import Content, with_features
+from hse_dist.export.features import (
+    Source,
+    UserFeatures,
+    described_features,
+    feature_files,
+    read_features,
+    write_features,
+)
 from hse_dist.export.mapped import MappedWriter, mapped_files, matrices, read_arrays, read_description, read_table
 from hse_dist.export.postings import Postings
 from hse_dist.export.rows import RowBlock as RowBlock
@@ -70,6 +80,7 @@ class Export:
     Attributes:
         postings, by_column, order: the index, the matrix by columns, and the rows by rising id, where the export has
             them: the format `mapped` has the last, and one of the others.
+        features: of users; None: the model has none.
     """
 
     item_ids: pa.Array
@@ -79,6 +90,7 @@ class Export:
     postings: Postings | None = None
     by_column: sp.csr_matrix | None = None
     order: np.ndarray | None = None
+    features: UserFeatures | None = None
 
     @cached_property
     def content(self) -> str:
@@ -89,7 +101,7 @@ class Export:
         found = Content(self.matrix.shape[1], self.item_ids.type, self.manifest.get("user_entries"))
         lengths = np.diff(self.matrix.indptr)
         found.add(self.item_ids, self.gains, lengths, self.matrix.indices, self.matrix.data)
-        return found.digest
+        return with_features(found.digest, self.features.digests() if self.features else {})
 
 
 def write_export(
@@ -102,6 +114,7 @@ def write_export(
     value_type: ValueType = "float32",
     form: Format = "parquet",
     user_entries: int | None = None,
+    features: Mapping[str, Source] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write an export, one block in memory at a time.
@@ -113,10 +126,11 @@ def write_export(
         row_norm: `unit`: rows are brought to length 1 and gains are 1; `free`: both are written as they are.
         form: how the matrix is stored; `smallest`: the layout with the fewest bytes.
         user_entries: entries of a user's vector that scores see, the strongest ones; None: all.
+        features: of users, by name: their rows are written as they are, behind those of the items and in this order.
         extra: further JSON-able facts for the manifest, under `model`.
 
     Returns:
-        `folder`, `items`, `dims`, `live_entries`, `value_type`, `format`, `bytes` (all files).
+        `folder`, `items`, `dims`, `live_entries` (of items), `value_type`, `format`, `bytes` (all files).
 
     Raises:
         ExportError: the folder is something else, cannot be written, or the rows do not fit `item_ids` and `dims`.
@@ -129,25 +143,19 @@ def write_export(
             content = Content(dims, item_ids.type, user_entries)
             rows = Rows(blocks, item_ids, dims, row_norm, value_type, content)
             storage = _write(temporary, rows, form)
+            written = write_features(temporary, features or {}, dims, value_type)
+            files = (*_files(storage), *feature_files(written))
             manifest = {
-                "kind": KIND,
-                "version": VERSION,
-                "items": len(item_ids),
-                "dims": dims,
-                "value_type": value_type,
-                "column_type": str(column_type(dims)),
-                "row_norm": row_norm,
+                **_facts(rows, storage, form),
                 "user_entries": user_entries,
-                "live_entries": rows.live,
-                "negative_gains": rows.negative,
-                "content": content.digest,
-                "format": form if storage is None or isinstance(storage, dict) else storage.layout,
-                "storage": describe(storage) if isinstance(storage, Storage) else storage,
+                "content": with_features(content.digest, {name: one.digest for name, one in written.items()}),
                 "model": dict(extra or {}),
-                "files": {name: describe_file(temporary / name) for name in _files(storage)},
+                "files": {name: describe_file(temporary / name) for name in files},
             }
+            if written:
+                manifest["features"] = {name: one.described for name, one in written.items()}
             write_json(temporary / MANIFEST, manifest)
-            size = sum((temporary / name).stat().st_size for name in (*_files(storage), MANIFEST))
+            size = sum((temporary / name).stat().st_size for name in (*files, MANIFEST))
     except OSError as error:
         raise ExportError(f"The export {folder} cannot be written: {error}.") from error
     return {
@@ -161,8 +169,25 @@ def write_export(
     }
 
 
+def _facts(rows: Rows, storage: Stored, form: Format) -> dict[str, Any]:
+    """What the manifest says of the items."""
+    return {
+        "kind": KIND,
+        "version": VERSION,
+        "items": len(rows.item_ids),
+        "dims": rows.dims,
+        "value_type": rows.value_type,
+        "column_type": str(column_type(rows.dims)),
+        "row_norm": rows.row_norm,
+        "live_entries": rows.live,
+        "negative_gains": rows.negative,
+        "format": form if storage is None or isinstance(storage, dict) else storage.layout,
+        "storage": describe(storage) if isinstance(storage, Storage) else storage,
+    }
+
+
 def _files(storage: Stored) -> tuple[str, ...]:
-    """Names of the files beside the manifest."""
+    """Names of the items' files beside the manifest."""
     if isinstance(storage, dict):
         return mapped_files(storage)
     return (ITEMS, NPZ) if storage is None else (ITEMS, *array_files(storage))
@@ -224,19 +249,17 @@ def _load(folder: Path, verify: bool) -> Export:
     if manifest["format"] not in ("parquet", "mapped", *LAYOUTS):
         raise ExportError(f"The export {folder} has the format {manifest['format']}, which this program does not read.")
     try:
-        storage = _read_storage(manifest)
+        storage, described = _read_storage(manifest), described_features(manifest)
     except ValueError as error:
         raise ExportError(f"The manifest of the export {folder} cannot be used: {error}.") from None
     verify = verify or not isinstance(storage, dict)
-    check_files(folder, _files(storage), manifest["files"], verify)
+    check_files(folder, (*_files(storage), *feature_files(described)), manifest["files"], verify)
     try:
         if isinstance(storage, dict):
-            return _read_mapped(folder, storage, manifest, verify)
-        table = read_items(folder, manifest["items"])
-        item_ids, gains = check_ids(table["item"].combine_chunks()), check_numbers(table["gain"].to_numpy())
-        csr = read_lists(table, manifest["dims"]) if storage is None else read_matrix(folder, storage)
-        offsets, columns, values = csr
-        return Export(item_ids, check_matrix(offsets, columns, values, manifest), gains, manifest)
+            found = _read_mapped(folder, storage, manifest, verify)
+        else:
+            found = _read_whole(folder, storage, manifest)
+        return replace(found, features=read_features(folder, described, manifest["dims"]))
     except (OSError, ValueError, LookupError, TypeError, OverflowError, pa.ArrowException) as error:
         raise ExportError(f"The export {folder} does not fit its manifest: {error}.", cause="Export again.") from None
 
@@ -251,6 +274,13 @@ def _read_storage(manifest: dict[str, Any]) -> Stored:
     if (storage.rows, storage.dims) != (items, dims):
         raise ValueError("its storage has another shape")
     return storage
+
+
+def _read_whole(folder: Path, storage: Storage | None, manifest: dict[str, Any]) -> Export:
+    table = read_items(folder, manifest["items"])
+    item_ids, gains = check_ids(table["item"].combine_chunks()), check_numbers(table["gain"].to_numpy())
+    csr = read_lists(table, manifest["dims"]) if storage is None else read_matrix(folder, storage)
+    return Export(item_ids, check_matrix(*csr, manifest), gains, manifest)
 
 
 def _read_mapped(folder: Path, storage: dict[str, Any], manifest: dict[str, Any], verify: bool) -> Export:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 PATIENCE = 64
 """All ids are looked through this many times before they are put in order."""
+FLOATS = float, np.floating
 FEW = 20
 """Of up to 1 / `FEW` as many ids as there are, a table is made of the former."""
 
@@ -30,6 +31,9 @@ def order_of(ids: pa.Array) -> np.ndarray:
 
 def as_array(ids: list[Any], kind: pa.DataType) -> pa.Array:
     """Raw ids in the export's type; what does not convert becomes null, as it cannot be an item."""
+    if pa.types.is_integer(kind):
+        # Arrow would cut them off
+        ids = [None if isinstance(one, FLOATS) and not float(one).is_integer() else one for one in ids]
     try:
         return pa.array(ids, kind)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):

@@ -34,7 +34,11 @@ class RowBlock:
 
 @dataclass
 class Rows:
-    """Blocks as a reader will see them, checked: ids, gains, lengths, columns, values. What was seen is counted."""
+    """Blocks as a reader will see them, checked: ids, gains, lengths, columns, values. What was seen is counted.
+
+    Attributes:
+        what: has the ids, in errors.
+    """
 
     blocks: Iterable[RowBlock]
     item_ids: pa.Array
@@ -42,6 +46,7 @@ class Rows:
     row_norm: str
     value_type: str
     content: Content
+    what: str = "item"
     live: int = 0
     negative: int = 0
 
@@ -51,23 +56,22 @@ class Rows:
             rows = len(block.offsets) - 1
             if rows == 0:
                 continue
-            columns, values, gains = _checked(block, first, self.dims, self.row_norm, self.value_type)
+            columns, values, gains = _checked(block, first, self)
             ids = self.item_ids.slice(first, rows)
             if len(ids) < rows:
-                raise ExportError(f"The tables have more rows than the vocabulary's {len(self.item_ids)} items.")
+                raise ExportError(f"The tables have more rows than the vocabulary's {len(self.item_ids)} {self.what}s.")
             self.content.add(ids, gains, np.diff(block.offsets), columns, values)
             yield ids, gains, np.diff(block.offsets), columns, values
             first += rows
             self.live += len(columns)
             self.negative += int((gains < 0).sum())
         if first < len(self.item_ids):
-            raise ExportError(f"The tables have {first} rows, the vocabulary has {len(self.item_ids)} items.")
+            raise ExportError(f"The tables have {first} rows, the vocabulary has {len(self.item_ids)} {self.what}s.")
 
 
-def _checked(
-    block: RowBlock, first: int, dims: int, row_norm: str, value_type: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked(block: RowBlock, first: int, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Columns in ascending order a row, values and gains as a reader will see them."""
+    dims, value_type = rows.dims, rows.value_type
     owner = np.repeat(np.arange(len(block.offsets) - 1), np.diff(block.offsets))
     order = np.lexsort((block.columns, owner))
     columns, values = block.columns[order], block.values[order].astype(np.float32)
@@ -76,10 +80,11 @@ def _checked(
     if wrong.any():
         where = int(np.argmax(wrong))
         raise ExportError(
-            f"Column {columns[where]} of item row {first + owner[where]} is out of range or there twice (D = {dims})."
+            f"Column {columns[where]} of {rows.what} row {first + owner[where]} is out of range or there twice "
+            f"(D = {dims})."
         )
     gains = block.gains.astype(np.float32)
-    if row_norm == "unit":
+    if rows.row_norm == "unit":
         length = np.sqrt(np.bincount(owner, values.astype(np.float64) ** 2, minlength=len(gains)))
         values = (values / np.where(length > 0, length, 1.0)[owner]).astype(np.float32)
         gains = np.ones_like(gains)
@@ -90,7 +95,8 @@ def _checked(
     bad[owner[~(np.abs(values) <= MOST_NUMBER)]] = True
     if bad.any():
         raise NumericError(
-            f"A value or gain of item row {first + int(np.argmax(bad))} is not finite as {value_type}, or above 2^30.",
+            f"A value or gain of {rows.what} row {first + int(np.argmax(bad))} is not finite as {value_type}, or above "
+            "2^30.",
             cause="Training diverged, or the values exceed what float16 holds (65 504).",
         )
     return columns, values, gains

@@ -1,4 +1,5 @@
-"""The linear autoencoder with tied sparse factors (design: ELSA's, with a gain an item).
+"""The linear autoencoder with tied sparse factors (design: ELSA's, with a gain an item), and the two towers that it
+becomes where users or items have features: rows that are added to those of a history or of an item (`compose.py`).
 
 With x the binary history, A the rows and g the gains:
 
@@ -11,88 +12,75 @@ The second term takes out an item's own contribution (EASE's zero diagonal). Row
 `user_entries` keeps only the strongest entries of u before it is scored (HSE's bound on user vectors). The second term
 stays as it is, though an item's own part in the entries that were left out is not in its score.
 
-Shapes: B users, b of them at a time, the first N of them, C candidates, L history positions, K columns in use.
+The loss is that cosine, or one by ranking (`losses.py`).
+
+Shapes: B users, b of them at a time, the first N of them, C candidates, L history positions, M context positions (rows
+of users' features), K columns in use.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hse_dist.config import ModelSettings
-from hse_dist.data.batch import Batch
-from hse_dist.model.fused import FusedLoss, Histories, Kept, available
+from hse_dist.data.batch import Batch, BatchFeatures
+from hse_dist.model.block import Activations, Block, activations
+from hse_dist.model.compose import compose
+from hse_dist.model.fused import FusedLoss, Kept, available
+from hse_dist.model.histories import Histories
 from hse_dist.model.kernels import CosineLoss, Strongest
+from hse_dist.model.losses import Ranked, bpr_loss, scale_of, softmax_loss
 from hse_dist.model.operators import DenseOperators, Operators, SparseOperators, columns_in_use
+from hse_dist.model.parameters import DenseParameters
 from hse_dist.tables.block import DenseRows, SparseRows
 
 SMALLEST = 1e-300
 """Divides the shares of a batch that has no history."""
 
 
-@dataclass(frozen=True)
-class Activations:
-    """What a step leaves for the growth scores: of its first N users only, as their cost is candidates × columns × N.
-
-    Attributes:
-        operators: the block's operators, with the columns' renumbering.
-        positions, user: the N users' histories as they were pooled, int64 [L] each (after dropout).
-        users: N.
-        scale: what the batch's users count for, by what the N do: what makes a sum over the N an estimate of the
-            loss's gradient, which is that of a mean.
-        blocks: transposed user vectors [K, b] and scores [C, b] of blocks of users, N or more, of the plain path.
-        kept: what the compiled sweep left; None: the plain path was taken.
-    """
-
-    operators: Operators
-    positions: Tensor
-    user: Tensor
-    users: int
-    scale: float
-    blocks: list[tuple[Tensor, Tensor]]
-    kept: Kept | None
-
-    def matrices(self) -> Kept:
-        """User vectors, their gradients and those of the scores, after the backward pass."""
-        if self.kept is not None:
-            return self.kept
-        users, scores = zip(*self.blocks, strict=True)
-        grad_users, grad_scores = ([part.grad for part in parts if part.grad is not None] for parts in (users, scores))
-        assert len(grad_users) == len(users) and len(grad_scores) == len(scores)
-        return Kept(*(self._first(parts) for parts in ([part.detach() for part in users], grad_users, grad_scores)))
-
-    def _first(self, parts: list[Tensor]) -> Tensor:
-        """The first users' columns of the parts, side by side; one part is not copied."""
-        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1))[:, : self.users].contiguous()
-
-
 class Autoencoder:
-    """Settings of the model; it has no parameters of its own."""
+    """Settings of the model, and its dense parameters where it has any."""
 
-    def __init__(self, settings: ModelSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: ModelSettings, parameters: DenseParameters | None = None) -> None:
+        self.settings, self.parameters = settings, parameters or DenseParameters()
 
-    def operators(self, rows: SparseRows | DenseRows, kept_columns: Tensor | None) -> Operators:
+    def operators(self, block: Block, kept_columns: Tensor | None) -> Operators:
         """The operators of a block; `kept_columns` as in `SparseOperators`."""
-        if isinstance(rows, DenseRows):
-            return DenseOperators(rows)
-        return SparseOperators(rows, unit=self.settings.row_norm == "unit", kept_columns=kept_columns)
+        if isinstance(block.rows, DenseRows):
+            return DenseOperators(block.rows)
+        return SparseOperators(block.rows, unit=block.unit, kept_columns=kept_columns)
 
-    def encode(self, rows: SparseRows | DenseRows, offsets: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """User vectors of histories.
+    def block(self, rows: SparseRows | DenseRows, features: BatchFeatures | None = None) -> Block:
+        """What the rows of a batch's candidates, some of which may be those of features, are to the model."""
+        unit = self.settings.row_norm == "unit"
+        if features is None:
+            return Block(rows, unit)
+        assert isinstance(rows, SparseRows)
+        composed, spread = compose(rows, features, self.parameters.weights, unit=unit)
+        if not features.context_rows:
+            return Block(composed, False, features.items, spread=spread)
+        return Block(composed, False, features.items, features.context_offsets, features.context, spread)
+
+    def encode(self, rows: SparseRows | DenseRows, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """User vectors of a batch.
 
         Args:
-            rows: of the histories' items; offsets int64 [B + 1], positions int64 [L] into `rows`.
+            rows: of the batch's candidates.
 
         Returns:
             uᵀ float32 [K, B], and the columns that its rows stand for (None: all).
         """
-        kept = self._kept_columns(rows, None)
-        users = len(offsets) - 1
-        user = torch.repeat_interleave(torch.arange(users, device=offsets.device), offsets.diff())
-        return self._strongest(self.operators(rows, kept).pool(positions, user, users)), kept
+        block = self.block(rows, batch.features)
+        histories = Histories(batch.offsets, batch.positions, None, self._shares(batch.offsets.diff()))
+        positions, user = block.pooled(histories)
+        kept = self._kept_columns(block.rows, positions)
+        return self._strongest(self.operators(block, kept).pool(positions, user, len(batch.offsets) - 1)), kept
+
+    def score_items(self, u_kb: Tensor, kept: Tensor | None, rows: SparseRows | DenseRows, batch: Batch) -> Tensor:
+        """Scores of a batch's items for user vectors of `encode`, [C, B]."""
+        block = self.block(rows, batch.features)
+        return self.operators(block, kept).score(u_kb)[: block.items]
 
     def _strongest(self, u_kb: Tensor) -> Tensor:
         count = self.settings.user_entries
@@ -110,59 +98,81 @@ class Autoencoder:
 
         Args:
             rows: the rows of `batch.candidates`, in that order.
-            generator: of the input dropout; None: no dropout.
+            generator: of the input dropout, and of BPR's negatives; None: no dropout, and negatives by torch's own.
             collect: of so many users keep what `Activations.matrices` gives; and columns that only candidates use.
         """
         shares = self._shares(batch.offsets.diff())
         histories = Histories(batch.offsets, batch.positions, self._seen(batch.positions, generator), shares)
-        # the compiled sweep pools and scores in one go and has no search for the strongest entries in between
-        whole = self.settings.user_entries is None
-        if whole and isinstance(rows, SparseRows) and available(rows.values):
-            return self.fused_loss(rows, histories, collect=collect)
-        return self.plain_loss(rows, histories, collect=collect)
+        block = self.block(rows, batch.features)
+        # the compiled sweep pools and scores in one go: no search for the strongest entries, no context in between
+        whole = self.settings.user_entries is None and block.context is None and self.settings.loss == "cosine"
+        if whole and isinstance(block.rows, SparseRows) and available(block.rows.values):
+            return self.fused_loss(block, histories, collect=collect)
+        return self.plain_loss(block, histories, collect=collect, chances=batch.log_chances, generator=generator)
 
-    def fused_loss(self, rows: SparseRows, histories: Histories, *, collect: int) -> tuple[Tensor, Activations]:
+    def fused_loss(self, block: Block, histories: Histories, *, collect: int) -> tuple[Tensor, Activations]:
         """`loss` by the compiled sweep."""
+        rows = block.rows
+        assert isinstance(rows, SparseRows)
         columns = self._kept_columns(rows, None if collect else histories.pooled()[0])
-        operators = SparseOperators(rows, unit=self.settings.row_norm == "unit", kept_columns=columns)
+        operators = SparseOperators(rows, unit=block.unit, kept_columns=columns)
         pattern, users = operators.pattern, min(collect, len(histories.offsets) - 1)
         kept = Kept.empty(pattern.candidates, pattern.dims, users, rows.values) if collect else None
         values, weights, own = operators.values, operators.weights, operators.squares
         loss = FusedLoss.apply(values, weights, own, pattern, histories, self.settings.score_clip, kept)
-        return loss, _activations(operators, histories, users, [], kept)
+        return loss, activations(block, operators, histories, users, [], kept)
 
     def plain_loss(
-        self, rows: SparseRows | DenseRows, histories: Histories, *, collect: int
+        self,
+        block: Block,
+        histories: Histories,
+        *,
+        collect: int,
+        chances: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Activations]:
-        """`loss` by the functions of `kernels.py`, or of dense rows."""
+        """`loss` by the functions of `kernels.py`, or of dense rows, or of `losses.py`."""
         users = len(histories.offsets) - 1
-        operators = self.operators(rows, self._kept_columns(rows, None if collect else histories.pooled()[0]))
-        user, shown = histories.user(), histories.shown
+        pooled = histories.pooled()[0]
+        in_use = None if collect else pooled if block.context is None else torch.cat([pooled, block.context])
+        operators = self.operators(block, self._kept_columns(block.rows, in_use))
         losses, blocks = [], []
         for first in range(0, max(users, 1), operators.user_block):
             last = min(first + operators.user_block, users)
-            part = slice(int(histories.offsets[first]), int(histories.offsets[last]))
-            positions, owner = histories.positions[part], user[part] - first
-            own = operators.own(positions)
-            if shown is None:
-                u_kb = operators.pool(positions, owner, last - first)
-            else:
-                u_kb = operators.pool(positions[shown[part]], owner[shown[part]], last - first)
-                own = own * shown[part]  # a hidden item contributes nothing to its own score
+            some = histories.between(first, last)
+            positions, owner = block.pooled(some, first)
+            own = operators.own(some.positions)
+            if some.shown is not None:
+                own = own * some.shown  # a hidden item contributes nothing to its own score
             # what growth scores read is behind this: its values as they are scored, and with a gradient that passes
             # straight through that of all entries
-            u_kb = self._strongest(u_kb)
+            u_kb = self._strongest(operators.pool(positions, owner, last - first))
             scores_cb = operators.score(u_kb)
             if first < collect:
                 u_kb.retain_grad()
                 scores_cb.retain_grad()
                 blocks.append((u_kb, scores_cb))
-            losses.append(
-                CosineLoss.apply(
-                    scores_cb, own, positions, owner, histories.shares[first:last], self.settings.score_clip
-                )
-            )
-        return torch.stack(losses).sum(), _activations(operators, histories, min(collect, users), blocks, None)
+            losses.append(self._judge(u_kb, scores_cb[: block.items], own, some, chances, generator))
+        return torch.stack(losses).sum(), activations(block, operators, histories, min(collect, users), blocks, None)
+
+    def _judge(
+        self,
+        u_kb: Tensor,
+        scores_cb: Tensor,
+        own: Tensor,
+        users: Histories,
+        chances: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """The loss of a block of users."""
+        positions, user, shares = users.positions, users.user(), users.shares
+        if self.settings.loss == "cosine":
+            return CosineLoss.apply(scores_cb, own, positions, user, shares, self.settings.score_clip)
+        scale = scale_of(u_kb, self.parameters.temperature)
+        ranked = Ranked(scores_cb, own, positions, user, shares.to(scores_cb.dtype), scale)
+        if self.settings.loss == "softmax":
+            return softmax_loss(ranked, chances)
+        return bpr_loss(ranked, self.settings.bpr_negatives, generator)
 
     def _shares(self, lengths: Tensor) -> Tensor:
         """What each user of a batch, with a history of so many items, counts for; float64 [B]."""
@@ -175,14 +185,3 @@ class Autoencoder:
             return None
         drawn = torch.rand(len(positions), generator=generator).to(positions.device)
         return drawn >= self.settings.input_dropout
-
-
-def _activations(
-    operators: Operators, histories: Histories, users: int, blocks: list[tuple[Tensor, Tensor]], kept: Kept | None
-) -> Activations:
-    """Those of the first `users`."""
-    first = histories.first(users)
-    positions, user = first.pooled()
-    of_first = float(first.shares.sum())
-    scale = float(histories.shares.sum()) / of_first if of_first else 1.0  # without a history there is no gradient
-    return Activations(operators, positions, user, users, scale, blocks, kept)

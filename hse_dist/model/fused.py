@@ -19,45 +19,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from hse_dist.model.histories import Histories
 from hse_dist.model.kernels import Pattern
 from hse_dist.native.library import call, library
 
 CACHED_COLUMNS = 16_384
 """Up to so many columns a block of 64 users is fastest; beyond, a block of 16 and no columns but those of its users."""
-
-
-@dataclass(frozen=True)
-class Histories:
-    """Histories of a batch.
-
-    Attributes:
-        offsets: int64 [B + 1]. positions: int64 [L] into the candidates.
-        shown: bool [L], what the input dropout left; None: all.
-        shares: float64 [B], of each user in the loss; 0 where there is no history, else they add up to 1.
-    """
-
-    offsets: Tensor
-    positions: Tensor
-    shown: Tensor | None
-    shares: Tensor
-
-    def user(self) -> Tensor:
-        """The user of each position, int64 [L]."""
-        lengths = self.offsets.diff()
-        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-
-    def pooled(self) -> tuple[Tensor, Tensor]:
-        """Positions that the input shows and their users, int64 each."""
-        if self.shown is None:
-            return self.positions, self.user()
-        return self.positions[self.shown], self.user()[self.shown]
-
-    def first(self, users: int) -> Histories:
-        """Those of the first users."""
-        offsets = self.offsets[: users + 1]
-        end = int(offsets[-1])
-        shown = None if self.shown is None else self.shown[:end]
-        return Histories(offsets, self.positions[:end], shown, self.shares[:users])
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from copy import deepcopy
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -84,7 +85,18 @@ def make_app(
     app.exception_handler(HseError)(_failed)
     _add_recommend(app, service, limits)
     _add_others(app, service, gather)
+    app.openapi = lambda: _described(app, service.features)  # type: ignore[method-assign]
     return app
+
+
+def _described(app: FastAPI, features: Sequence[str]) -> dict[str, Any]:
+    """The schema, with the features of the export that is answered from now."""
+    schema = deepcopy(FastAPI.openapi(app))
+    asked = schema["components"]["schemas"]["Question"]["properties"]["features"]
+    known = next(one for one in asked["anyOf"] if one.get("type") == "object")
+    known["properties"] = {name: known["additionalProperties"] for name in features}
+    known["additionalProperties"] = False
+    return schema
 
 
 async def _look(watch: Watch, seconds: float) -> None:
@@ -112,7 +124,7 @@ def _add_recommend(app: FastAPI, service: Service, limits: Limits) -> None:
         return await asyncio.get_running_loop().run_in_executor(app.state.pool, service.answer, question)
 
     recommend.__annotations__["question"] = Question  # it depends on the limits
-    text = "The best items for one history."
+    text = "The best items for one history and what else is known of the user."
     app.post(RECOMMEND, response_model=Answer, responses=problems, description=text)(recommend)
 
 
@@ -143,7 +155,7 @@ def _add_others(app: FastAPI, service: Service, gather: Gather) -> None:
     @app.get(HEALTHZ)
     async def healthz() -> Health:
         """Whether this replica answers, and from what."""
-        return Health(version=service.version, items=service.items)
+        return Health(version=service.version, items=service.items, features=list(service.features))
 
     @app.get(
         METRICS, response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}

@@ -23,17 +23,19 @@ from pydantic import (
 from hse_dist.serve.options import Limits
 
 Id = StrictInt | StrictStr
+Value = StrictInt | StrictStr | StrictBool
 
 
 class Reason(BaseModel):
-    """A column that an item shares with the history, and what it adds to the item's score."""
+    """A column that an item shares with the history or the user's features, and what it adds to the item's score."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     column: int
     contribution: float
     items: list[Id]
-    """Items of the history that are live in this column, those that add most first, so many as the server names."""
+    """Items of the history that are live in this column, those that add most first, so many as the server names; none
+    where it is features' alone."""
 
 
 class Answer(BaseModel):
@@ -49,6 +51,8 @@ class Answer(BaseModel):
     """Ids of the history that the export does not know; they change nothing."""
     reasons: list[list[Reason]] | None
     """Of each item, if they were asked for: their contributions add up to its score."""
+    unknown_features: dict[str, list[Value]]
+    """Values of the user that the export does not know, by feature; they change nothing."""
 
 
 class Health(BaseModel):
@@ -61,6 +65,8 @@ class Health(BaseModel):
     """Of the export that it answers from."""
     items: int
     """Of that export."""
+    features: list[str]
+    """Of users, that a question may name."""
 
 
 class Reloaded(BaseModel):
@@ -96,6 +102,16 @@ def _texts(ids: list[int | str]) -> list[int | str]:
     return ids
 
 
+def _value(value: Any) -> Any:
+    """One value of a feature, or several."""
+    return _whole_ids(value) if isinstance(value, list) else _whole(value)
+
+
+def _text(value: Any) -> Any:
+    _texts(value if isinstance(value, list) else [value])
+    return value
+
+
 def question_model(limits: Limits) -> Any:
     """The model of a question under these limits."""
 
@@ -104,12 +120,17 @@ def question_model(limits: Limits) -> Any:
         return Annotated[list[Id], Field(max_length=most), BeforeValidator(_whole_ids), AfterValidator(_texts)]
 
     filters = ids(limits.max_filter) | None
+    several = Annotated[list[Value], Field(max_length=limits.max_values)]
+    values = Annotated[Value | several, BeforeValidator(_value), AfterValidator(_text)]
+    known = Annotated[dict[str, values], Field(max_length=limits.max_features)] | None
+    known_text = "What else is known of the user: by feature, a raw value or several."
     fields: dict[str, Any] = {
         "history": (ids(limits.max_history), Field(description="Raw ids of the items that a user has.")),
         "k": (
             Annotated[StrictInt, Field(ge=1, le=limits.max_k), BeforeValidator(_whole)],
             Field(default=min(10, limits.max_k, limits.max_explained), description="Items wanted at most."),
         ),
+        "features": (known, Field(default=None, description=known_text)),
         "seen": (StrictBool, Field(default=False, description="Whether items of the history may be answered.")),
         "allow": (filters, Field(default=None, description="The only items that may be answered.")),
         "deny": (filters, Field(default=None, description="Items that may not be answered.")),
@@ -123,4 +144,6 @@ def question_model(limits: Limits) -> Any:
         "then": {"properties": {"k": {"maximum": limits.max_explained}}},
     }
     settings = ConfigDict(extra="forbid", json_schema_extra=explained)
-    return create_model("Question", __config__=settings, __doc__="A history.", **fields)
+    return create_model(
+        "Question", __config__=settings, __doc__="A history, and what else is known of the user.", **fields
+    )

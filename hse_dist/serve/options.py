@@ -31,6 +31,10 @@ class Limits(Settings):
     """Ids of a history."""
     max_filter: Positive = 50_000
     """Ids of `allow`, and of `deny`."""
+    max_features: Positive = 64
+    """Features of the user that are named."""
+    max_values: Positive = 1000
+    """Values of one feature."""
     concurrency: Positive = 64
     """Requests for recommendations that a replica works on or lets wait; more are answered with 503."""
     seconds: Positive = 30

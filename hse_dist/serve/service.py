@@ -59,6 +59,11 @@ class Service:
         """Of that export."""
         return len(self._live.current.item_ids)
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Of users, that this export knows."""
+        return self._live.current.features
+
     def answer(self, question: Any) -> Answer:
         """Answer a question (`messages.question_model`).
 
@@ -72,6 +77,7 @@ class Service:
         found = self._live.current.recommend(
             question.history,
             question.k,
+            features=question.features,
             seen=question.seen,
             allow=question.allow,
             deny=question.deny,
@@ -82,7 +88,13 @@ class Service:
         reasons = None
         if found.reasons is not None:
             reasons = [[Reason(**vars(reason)) for reason in of_item] for of_item in found.reasons]
-        return Answer(items=found.items, scores=found.scores, unknown=found.unknown, reasons=reasons)
+        return Answer(
+            items=found.items,
+            scores=found.scores,
+            unknown=found.unknown,
+            reasons=reasons,
+            unknown_features=found.unknown_features,
+        )
 
     @property
     def well(self) -> bool:

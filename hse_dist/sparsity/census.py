@@ -12,14 +12,16 @@ in-time over-parameterization is about (Liu et al., ICML 2021).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from hse_dist.data.feature_rows import FeatureRows
 from hse_dist.data.hashing import mix
-from hse_dist.data.popularity import THIRDS
+from hse_dist.data.popularity import THIRDS, thirds
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.budget import row_blocks
 from hse_dist.sparsity.growth import Ints
@@ -59,21 +61,60 @@ def estimate(registers: npt.NDArray[np.uint8]) -> float:
     return float(raw)
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Rows that are counted together.
+
+    Attributes:
+        of_rows: uint16 [rows] of the whole table, each row's place in `names`; None: all rows are one group.
+        names: (logical table, part of it) of each group; the part is empty where the table is one group.
+        rows: of the table.
+    """
+
+    of_rows: npt.NDArray[np.uint16] | None
+    names: tuple[tuple[str, str], ...]
+    rows: int
+
+    @classmethod
+    def of(cls, counts: Ints | None, features: FeatureRows | None, rows: int) -> Groups:
+        """Items by third of popularity, if their counts are known, and each feature's rows.
+
+        Args:
+            counts: training interactions of each row, int64 [rows].
+        """
+        if counts is None:
+            return cls(None, (("item", ""),), rows)
+        items = rows if features is None else features.items
+        of_rows, names = thirds(counts[:items]).astype(np.uint16), [("item", third) for third in THIRDS]
+        if features is not None:
+            of_features = features.feature_of(np.arange(items, rows)) + len(THIRDS)
+            of_rows = np.concatenate([of_rows, of_features.astype(np.uint16)])
+            names += [(name, "") for name in features.names]
+        return cls(of_rows, tuple(names), rows)
+
+    def told(self, live: list[int]) -> dict[str, dict[str, int]]:
+        """Live entries of each group, as a journal has them."""
+        tables: dict[str, dict[str, int]] = {}
+        for (table, part), count in zip(self.names, live, strict=True):
+            entry = tables.setdefault(table, {"live": 0})
+            entry["live"] += count
+            if part:
+                entry[part] = count
+        return tables
+
+
 class Census:
     """This rank's part of what is counted, and what it remembers from rewire to rewire.
 
     Args:
-        third: uint8 [rows] of the whole table; None: nothing is said by thirds.
-        rows, dims: of the table.
+        groups: of rows. dims: of the table.
         sample: rows whose entries' ages are followed, about; 0: none.
         block: adjacent columns that are live together, which are one position here.
     """
 
-    def __init__(
-        self, ranks: Ranks, third: npt.NDArray[np.uint8] | None, rows: int, dims: int, sample: int, block: int = 1
-    ) -> None:
-        self.ranks, self.third, self.rows, self.dims, self.block = ranks, third, rows, dims // block, block
-        self.sample = min(sample, rows)
+    def __init__(self, ranks: Ranks, groups: Groups, dims: int, sample: int, block: int = 1) -> None:
+        self.ranks, self.groups, self.rows, self.dims, self.block = ranks, groups, groups.rows, dims // block, block
+        self.sample = min(sample, self.rows)
         self.sketch, self.births = Sketch(), Sightings("births_")
 
     def begin(self, owned: OwnedRows) -> None:
@@ -96,25 +137,24 @@ class Census:
         ages = self._ages(owned, row_ranges, version)
         counts = self.ranks.sum(torch.from_numpy(np.concatenate([self._live(owned), ages])).to(self.ranks.device))
         live, total, followed = (counts[:-2] * self.block).tolist(), int(counts[-2]), int(counts[-1])
-        by_third = dict(zip(THIRDS, live, strict=True)) if self.third is not None else {}
         return {
-            "tables": {"item": {"live": sum(live), **by_third}},
+            "tables": self.groups.told(live),
             "dead_columns": 1.0 - int(together.sum(dtype=torch.int64)) / self.dims,
             "mean_age": total / followed if followed else None,
             "explored": estimate(registers.cpu().numpy()) / (self.rows * self.dims),
         }
 
     def _live(self, owned: OwnedRows) -> Ints:
-        """Live entries by third (or, without, all as one), int64."""
+        """Live entries by group, int64."""
         of_rows = np.zeros(owned.last - owned.first, np.int64)
         for first, last in row_blocks(owned.offsets):
             here = slice(owned.offsets[first], owned.offsets[last])
             ends = np.concatenate([[0], np.cumsum(owned.columns[here] < owned.dims)])
             of_rows[first:last] = np.diff(ends[owned.offsets[first : last + 1] - owned.offsets[first]])
-        if self.third is None:
+        if self.groups.of_rows is None:
             return of_rows.sum(keepdims=True)
-        sums = np.zeros(len(THIRDS), np.int64)
-        np.add.at(sums, self.third[owned.first : owned.last], of_rows)
+        sums = np.zeros(len(self.groups.names), np.int64)
+        np.add.at(sums, self.groups.of_rows[owned.first : owned.last], of_rows)
         return sums
 
     def _ages(self, owned: OwnedRows, row_ranges: list[tuple[int, int]], version: int) -> Ints:

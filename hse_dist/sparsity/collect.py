@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hse_dist.config import GrowSettings
 from hse_dist.data.batch import Batch
-from hse_dist.model.autoencoder import Activations
+from hse_dist.model.block import Activations
 from hse_dist.model.fused import available
 from hse_dist.model.kernels import expand_rows
 from hse_dist.model.operators import SparseOperators
@@ -214,5 +214,6 @@ class GrowthCollector(Sightings):
     def collect(self, activations: Activations, candidates: Tensor) -> None:
         """Keep the strongest positions of one step's candidates [C]."""
         memory = self.settings.memory_mb * 2**20
-        candidate, columns, gradients = strongest_positions(activations, self.settings.explore, memory, self.block)
+        found = strongest_positions(activations, self.settings.explore, memory, self.block)
+        candidate, columns, gradients = found if activations.spread is None else activations.spread(*found)
         self.add(candidates[candidate], columns, gradients, candidates)

@@ -17,6 +17,7 @@ import torch
 
 from hse_dist.errors import RunFolderError
 from hse_dist.files import replace_folder, write_json
+from hse_dist.sparsity.start import Start
 from hse_dist.sparsity.start.folder import (
     RANGE_ROWS,
     VERSION,
@@ -81,7 +82,7 @@ def early_values(folder: Path, step: int) -> StartFolder:
     return early
 
 
-def rewind(owned: OwnedRows, early: StartFolder) -> None:
+def rewind(owned: OwnedRows, early: Start) -> None:
     """Give every live entry its early value, in place; 0 to one that was not live then, as to one that has grown."""
     for first in range(owned.first, owned.last, RANGE_ROWS):
         last = min(first + RANGE_ROWS, owned.last)
@@ -94,7 +95,7 @@ def rewind(owned: OwnedRows, early: StartFolder) -> None:
         values[places] = _values_at(early, first, last, positions)
 
 
-def _values_at(early: StartFolder, first: int, last: int, positions: Ints) -> np.ndarray:
+def _values_at(early: Start, first: int, last: int, positions: Ints) -> np.ndarray:
     offsets, columns, values = early.entries(first, last)
     known = np.repeat(np.arange(last - first), np.diff(offsets)) * early.dims + columns
     if not len(known):

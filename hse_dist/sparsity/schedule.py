@@ -42,13 +42,14 @@ def live_at_start(config: Config) -> int:
     return schedule.live_start if falls(schedule) and schedule.live_start else config.tables.item.live
 
 
-def live_counts(config: Config, start: int, rows: int) -> LiveCounts:
-    """Where the number of live entries of a table of so many rows begins and ends.
+def live_counts(config: Config, start: int, items: int, of_features: int = 0) -> LiveCounts:
+    """Where the number of live entries of a table of so many items begins and ends.
 
     Args:
         start: entries that the start has.
+        of_features: entries that rows of features bring into the budget.
     """
-    unit, goal = config.sparsity.structure.unit, config.tables.item.live * rows
+    unit, goal = config.sparsity.structure.unit, config.tables.item.live * items + of_features
     return LiveCounts(start, min(start, goal - goal % unit) if falls(config.sparsity.schedule) else start, unit)
 
 

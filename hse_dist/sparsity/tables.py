@@ -16,7 +16,7 @@ from hse_dist.config import Config
 from hse_dist.errors import RunFolderError
 from hse_dist.ranks import Ranks
 from hse_dist.sparsity.budget import rows_compete
-from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.start import Start
 from hse_dist.sparsity.start.folder import RANGE_ROWS
 from hse_dist.tables.layout import RowLayout
 from hse_dist.tables.repack import lengths_needed
@@ -34,7 +34,7 @@ def layout_state(table: PackedTable | DenseTable) -> dict[str, np.ndarray]:
 
 
 def make_table(
-    config: Config, rows: int, start: StartFolder | None, ranks: Ranks, state: dict[str, np.ndarray] | None = None
+    config: Config, rows: int, start: Start | None, ranks: Ranks, state: dict[str, np.ndarray] | None = None
 ) -> PackedTable | DenseTable:
     """The item table of `config`, holding its start; a dense one has no start folder and begins at random.
 
@@ -78,7 +78,7 @@ def make_table(
     return table
 
 
-def fill(table: PackedTable, start: StartFolder) -> None:
+def fill(table: PackedTable, start: Start) -> None:
     """Write the start's entries into the rows' first slots; all other slots are free.
 
     Each rank reads the rows that its shard holds a part of, a range at a time, and writes straight into the shard: a

@@ -13,7 +13,7 @@ from pathlib import Path
 from hse_dist.config import Config
 
 NO_PATHS = ("catalog:", "$", "~")
-"""Beginnings of `data.source` that mean something of their own; a variable or a home is the cluster's."""
+"""Beginnings of a source that mean something of their own; a variable or a home is the cluster's."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,11 @@ def absolute(config: Config, here: Path) -> Paths:
         if path is not None and is_relative(path):
             found.overrides.append(override(setting, here / path))
             found.shared[setting] = here / path
-    source = config.data.source
-    if source not in ("", "synthetic") and not source.startswith(NO_PATHS) and is_relative(source):
-        found.overrides.append(override("data.source", here / source))
+    sources = {"data.source": config.data.source}
+    sources |= {f"data.features.{name}.source": feature.source for name, feature in config.data.features.items()}
+    for setting, source in sources.items():
+        if source not in ("", "synthetic") and not source.startswith(NO_PATHS) and is_relative(source):
+            found.overrides.append(override(setting, here / source))
     return found
 
 

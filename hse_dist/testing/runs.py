@@ -18,7 +18,7 @@ from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import Config, parse_config
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
-from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.start import open_start
 from hse_dist.sparsity.tables import make_table
 
 TIMINGS = ("steps_per_second", "users_per_second", "eta_seconds", "wait_share", "memory_bytes")
@@ -92,7 +92,7 @@ def store_of(config: Config) -> CheckpointStore:
 
 def read_checkpoint(ranks: Ranks, config: Config, checkpoint: Checkpoint, rows: int) -> dict[str, np.ndarray]:
     """Weights and optimizer state of this rank's shards by name; a collective call."""
-    start = StartFolder(RunFolder(config).start) if config.tables.item.kind == "packed" else None
+    start = open_start(config, RunFolder(config).start) if config.tables.item.kind == "packed" else None
     store = store_of(config)
     state = make_table(config, rows, start, ranks, store.load_shared(checkpoint)).state_dict()
     store.load(checkpoint, state)

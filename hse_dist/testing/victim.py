@@ -41,11 +41,15 @@ def use(folder: Path) -> None:
     export = load_export(folder)
     items = len(export.item_ids)
     history = export.item_ids.slice(0, 3).to_pylist()
+    features: dict[str, list[object]] = {}
+    if export.features is not None:
+        known = zip(export.features.names, export.features.values, strict=True)
+        features = {name: [*values.slice(0, 2).to_pylist(), "nothing"] for name, values in known}
     answers = []
     for kernels in (True, False):
         recommender = Recommender(export, kernels=kernels)
         recommender.recommend(["nobody", -1, None, 2.5], 3)
-        answers.append(recommender.recommend(history, 5))
+        answers.append(recommender.recommend(history, 5, features=features))
         offsets, rows = np.arange(0, min(items, 40) + 1), np.arange(min(items, 40))
         top, scores = recommender.recommend_rows(offsets, rows, 4)
         assert (top < items).all() and not np.isnan(scores).any(), "an answer that is none"

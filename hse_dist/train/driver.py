@@ -15,6 +15,7 @@ from typing import Any
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.cluster import connect, run_workers
 from hse_dist.config import Config
+from hse_dist.data.feature_rows import FeatureRows
 from hse_dist.data.prepare import is_prepared, prepare
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import PreemptedError, RunFolderError
@@ -27,6 +28,7 @@ from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
 from hse_dist.sparsity.start import make_start
 from hse_dist.sparsity.start.cut import NewSelection
+from hse_dist.sparsity.start.features import live_of_features, make_feature_start
 from hse_dist.tasks import ray_is_running
 from hse_dist.train.continued import check_predecessor
 from hse_dist.train.sinks import check_sinks
@@ -126,6 +128,12 @@ def _make_start(config: Config, folder: RunFolder, actor: Any) -> dict[str, Any]
     prepared = Prepared(config.data.folder)
     with busy("train", "start") as seen:
         start = make_start(config, prepared, folder.start, new_selection, partial(worth, prepared), seen)
+    live, of_features = start.live_entries, 0
+    if config.tables.features:
+        features = FeatureRows.of(prepared, config.tables.features)
+        with busy("train", "features' start"):
+            live += make_feature_start(config, prepared, features, start, folder.start_of_features).live_entries
+        of_features = live_of_features(config, features)
     log.info("The start %s is there after %.1f s", config.sparsity.start, time.perf_counter() - began)
-    server.record_start(config.sparsity.start, live_counts(config, start.live_entries, start.rows))
+    server.record_start(config.sparsity.start, live_counts(config, live, start.rows, of_features))
     return server.state_dict()

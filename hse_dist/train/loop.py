@@ -243,13 +243,18 @@ class Loop:
             values["wire_bytes_per_step"] = _by_kind(together.wire // max(steps, 1))
             if self.config.train.on_nan == "skip":
                 values["skipped"] = len(self.trainer.skipped)
+            if told := self.trainer.parameters.told():
+                values["parameters"] = told
             metrics.write("train", self.step, values)
 
     def _validate(self, metrics: MetricsLog) -> None:
         if not self.prepared.users("valid"):
             return
         trainer = self.trainer
-        found = rank_users(trainer.table, trainer.model, self.prepared, "valid", self.config.evaluate, self.ranks)
+        found = rank_users(
+            trainer.table, trainer.model, self.prepared, "valid", self.config.evaluate, self.ranks,
+            features=trainer.features,
+        )  # fmt: skip
         values = found.result()
         metric = float(values[self.config.evaluate.metric])
         if self.step == 0:
@@ -271,7 +276,7 @@ class Loop:
         }
         own = {**self.trainer.own_state(), "totals": self.totals.row()}
         table = self.trainer.table
-        shared = {**layout_state(table), "best_users": self.best.users}
+        shared = {**layout_state(table), **self.trainer.dense.state_dict(), "best_users": self.best.users}
         allowed = partial(self.folder.check_owner, self.owner)
         written = partial(_write_journal, self.folder, self.trainer.journal(server["journal"]))
         path = self.store.save(table.state_dict(), own, facts, self.ranks, shared, allowed, written)
@@ -292,7 +297,9 @@ class Loop:
     def _take_up(self, checkpoint: Checkpoint) -> None:
         facts = checkpoint.facts
         self.step, self.start_metric = facts["step"], facts["start_metric"]
-        users = self.store.load_shared(checkpoint).get("best_users")
+        shared = self.store.load_shared(checkpoint)
+        self.trainer.dense.load_state_dict(shared)
+        users = shared.get("best_users")
         if users is not None and (
             users.shape not in ((0,), (self.prepared.users("valid"),)) or users.dtype.kind != "f"
         ):

@@ -17,10 +17,11 @@ import torch
 
 from hse_dist.cluster import release_memory
 from hse_dist.config import Config
-from hse_dist.data.popularity import thirds
+from hse_dist.data.feature_rows import FeatureRows
+from hse_dist.model.parameters import DenseParameters
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
-from hse_dist.sparsity.census import Census
+from hse_dist.sparsity.census import Census, Groups
 from hse_dist.sparsity.client import Transport
 from hse_dist.sparsity.collect import GrowthCollector
 from hse_dist.sparsity.criteria import Evidence, LiveSightings, column_lengths, popularity_of
@@ -40,7 +41,7 @@ from hse_dist.sparsity.schedule import (
 )
 from hse_dist.sparsity.sightings import Sightings, check_positions
 from hse_dist.sparsity.slots import find_live, rescale_to_unit
-from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.start import open_start
 from hse_dist.sparsity.structure import block_positions
 from hse_dist.tables.repack import packed_layout, put_in, take_out
 from hse_dist.tables.sharded import DenseTable, OwnedRows, PackedTable
@@ -55,8 +56,10 @@ class Rewirer:
         transport: to the SparsityServer.
         steps: length of the run on these ranks, for schedules.
         counts: training interactions of each row, int64 [rows]; None: all the same.
+        features: of users and items, that have rows in the table.
 
     Attributes:
+        items: the first rows of the table.
         table: the present one; a repack puts another in its place.
         version: of the table. rewires: how many there were; repacks and the like have versions, too.
         collector, live_seen: what steps have seen of positions that are not live, and of live entries.
@@ -72,9 +75,12 @@ class Rewirer:
         ranks: Ranks,
         steps: int,
         counts: np.ndarray | None = None,
+        features: FeatureRows | None = None,
     ) -> None:
         self.config, self.table, self.transport, self.ranks, self.steps = config, table, transport, ranks, steps
-        self.folder, self.rows = RunFolder(config), table.rows
+        self.folder, self.features = RunFolder(config), features
+        self.items = features.items if features else table.rows
+        self.parameters = DenseParameters.of(config, features.names if features else ())
         self.block = config.sparsity.structure.unit
         self.collector = GrowthCollector(config.sparsity.grow, self.block)
         self.momenta = Sightings("momentum_")
@@ -82,8 +88,8 @@ class Rewirer:
         self.popularity = popularity_of(counts, config.sparsity.drop.popularity_power)
         self.census: Census | None = None
         if isinstance(table, PackedTable):
-            third = None if counts is None else thirds(counts)
-            self.census = Census(ranks, third, table.rows, table.dims, config.sparsity.journal.ages, self.block)
+            groups = Groups.of(counts, features, table.rows)
+            self.census = Census(ranks, groups, table.dims, config.sparsity.journal.ages, self.block)
         self.costs: dict[int, tuple[float, float]] = {}
         self.version, self.rewires = 0, 0
         self.remembered: int | None = None
@@ -149,7 +155,7 @@ class Rewirer:
         release_memory()  # the collecting steps before it and the rewire itself would add up
         owned = table.owned(borrow=True)
         try:
-            gains = table.gains(owned.first, owned.last)
+            gains = self._worth(table.gains(owned.first, owned.last), owned.first)
             if self.rewires == 0 and self.census is not None:
                 self.census.begin(owned)
             unit = self.config.model.row_norm == "unit"
@@ -177,6 +183,15 @@ class Rewirer:
             table.end_loan()  # where something failed
         self.version, self.rewires = closed.version, self.rewires + 1
         return closed.entry
+
+    def _worth(self, gains: np.ndarray, first: int) -> np.ndarray:
+        """What the scores of live entries are multiplied by is the root of this: of items their gains, of features'
+        rows the square of their weight, with which they are pooled. `first` is the first row."""
+        if self.features is None:
+            return gains
+        weights = np.append(self.parameters.weights.detach().cpu().numpy(), np.float32(1.0))
+        feature = self.features.feature_of(np.arange(first, first + len(gains)))
+        return np.where(feature < 0, gains, weights[feature] ** 2)
 
     def _candidates(self, step: int) -> tuple[Candidates | None, int]:
         """What the ranks together saw of positions of owned rows, and visits of these; None where nothing is gathered.
@@ -243,7 +258,7 @@ class Rewirer:
         """Give what is live its early value, and every gain; the optimizer begins anew, nothing is owed."""
         table, since = self.table, self.remembered
         assert isinstance(table, PackedTable)
-        early = StartFolder(self.folder.start) if since is None else early_values(self.folder.early, since)
+        early = open_start(self.config, self.folder.start) if since is None else early_values(self.folder.early, since)
         owned = table.owned(borrow=True)
         try:
             rewind(owned, early)

@@ -17,6 +17,7 @@ import torch
 
 from hse_dist.config import Config
 from hse_dist.data.batch import Batch, make_batch
+from hse_dist.data.feature_rows import FeatureRows
 from hse_dist.data.prepared import HistoryBlock
 from hse_dist.errors import NumericError
 from hse_dist.model.autoencoder import Autoencoder
@@ -25,6 +26,7 @@ from hse_dist.sparsity.client import Transport
 from hse_dist.sparsity.schedule import collects_at, rate_share, watches_at
 from hse_dist.tables.plan import local_device
 from hse_dist.tables.sharded import DenseTable, PackedTable
+from hse_dist.train.dense_update import DenseUpdate
 from hse_dist.train.guard import Guard, NotFiniteError
 from hse_dist.train.rewiring import Rewirer
 
@@ -53,6 +55,8 @@ class Trainer(Rewirer):
         ahead: how much further the run is than its count of steps says: a run that began on other ranks counted other
             steps.
         counts: training interactions of each row, int64 [rows]; None: all the same.
+        features: of users and items, that have rows in the table.
+        chances: of `make_batch`; None where the loss needs none.
 
     Attributes:
         skipped: the steps that were left out, since the start of the run.
@@ -68,11 +72,15 @@ class Trainer(Rewirer):
         steps: int,
         ahead: int = 0,
         counts: np.ndarray | None = None,
+        features: FeatureRows | None = None,
+        chances: np.ndarray | None = None,
     ) -> None:
-        super().__init__(config, table, transport, ranks, steps, counts)
+        super().__init__(config, table, transport, ranks, steps, counts, features)
         self.ahead = ahead
         self.device = local_device(ranks.device)  # with its number: a thread's present device is always the first
-        self.model = Autoencoder(config.model)
+        self.model = Autoencoder(config.model, self.parameters.to(self.device))
+        self.dense = DenseUpdate(self.parameters, config.train.weight_learning_rate, ranks)
+        self.chances = chances
         self.guard, self.skipped = Guard(ranks), list[int]()
         self._asked: tuple[Batch, Any] | None = None
 
@@ -99,7 +107,7 @@ class Trainer(Rewirer):
         sparsity, due, packed = self.config.sparsity, step + self.ahead, isinstance(self.table, PackedTable)
         collect = packed and collects_at(sparsity, due, self.steps)
         watch = packed and watches_at(sparsity, due, self.steps)
-        self._set_rates(due)
+        share = self._set_rates(due)
         rows = self.guard.watch(self.table.answer(self._ask(batch)), batch.candidates)
         if self._falls(due):
             following = None  # a repack would leave its ids without a meaning
@@ -113,6 +121,7 @@ class Trainer(Rewirer):
             ahead.advance()
             self._asked = (following, ahead)
         self.guard.backward(loss)  # the fused optimizer updates the owners' shards in here
+        self.dense.step(share)
         if grows:
             self.collector.collect(activations, batch.candidates)
         elif collect:
@@ -131,11 +140,13 @@ class Trainer(Rewirer):
         thread may make it before its step."""
         batch = make_batch(
             block,
-            rows=self.rows,
+            rows=self.items,
             negatives=self.config.train.negatives,
             seed=self.config.run.seed,
             step=step,
             rank=self.ranks.rank,
+            features=self.features,
+            log_chances=self.chances,
         )
         return batch.to(self.device)
 
@@ -144,12 +155,14 @@ class Trainer(Rewirer):
         key = (self.config.run.seed * 1_000_003 + step) * 65_537 + self.ranks.rank
         return torch.Generator().manual_seed(key % 2**63)
 
-    def _set_rates(self, step: int) -> None:
+    def _set_rates(self, step: int) -> float:
+        """Set those of the tables; the share of its rate that everything learns at."""
         settings, share = self.config.train, 1.0
         if settings.decay == "cosine":
             done = rate_share(self.config.sparsity.schedule, step, self.steps)
             share = 0.5 * (1.0 + math.cos(math.pi * done))
         self.table.set_rates(settings.learning_rate * share, settings.gain_learning_rate * share)
+        return share
 
     def _leave_out(self, step: int, error: NotFiniteError) -> None:
         """Count a step that changed nothing.
@@ -158,6 +171,7 @@ class Trainer(Rewirer):
             NumericError: there shall be none, or there were too many; the same on all ranks.
         """
         self.skipped.append(step)
+        self.dense.forget()
         everywhere = self.skipped[-MOST_SKIPPED:] == list(range(step - MOST_SKIPPED + 1, step + 1))
         if self.config.train.on_nan == "skip" and not everywhere:
             if self.ranks.rank == 0:

@@ -14,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 
 from hse_dist.checkpoint.reading import fitting
 from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.config import Config
+from hse_dist.data.batch import log_chances
+from hse_dist.data.feature_rows import FeatureRows
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.stream import HistoryStream
 from hse_dist.files import write_json
@@ -28,7 +31,7 @@ from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.client import GroupTransport, Transport
 from hse_dist.sparsity.server import SparsityServer
-from hse_dist.sparsity.start import StartFolder
+from hse_dist.sparsity.start import open_start
 from hse_dist.sparsity.state import check_state
 from hse_dist.sparsity.tables import make_table
 from hse_dist.tables.sharded import DenseTable, PackedTable
@@ -53,14 +56,15 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     resumed, ahead, state = store.open_latest(ranks), 0, arguments["server_state"]
     if resumed is not None:
         folder.check_checkpoint(resumed.facts, resumed.address)
+    features = FeatureRows.of(prepared, config.tables.features) if config.tables.features else None
     layout = store.load_shared(resumed) if resumed is not None else None
     table: PackedTable | DenseTable
     if resumed is None and config.run.continues is not None:
         continued = continued_table(config, prepared, ranks)
         table, state = continued, record_continued(config, continued)
     else:
-        start = StartFolder(folder.start) if config.tables.item.kind == "packed" else None
-        table = make_table(config, prepared.items, start, ranks, layout)
+        start = open_start(config, folder.start) if config.tables.item.kind == "packed" else None
+        table = make_table(config, features.rows if features else prepared.items, start, ranks, layout)
     stream = HistoryStream(
         prepared,
         config.data.stream,
@@ -69,6 +73,7 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
         rank=ranks.rank,
         ranks=ranks.size,
         on_bad_file=config.data.on_bad_file,
+        features=features.users if features else (),
     )
     steps = sum(stream.batches_in(epoch) for epoch in range(config.train.epochs))
     if resumed is not None:
@@ -77,7 +82,9 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
             ahead = steps - steps_left(stream, config.train.epochs) - resumed.step
             state = check_state(resumed.facts["server"])
     transport = join_server(config, arguments.get("server"), ranks, steps, state)
-    trainer = Trainer(config, table, transport, ranks, steps, ahead, prepared.counts())
+    counts = features.counts(prepared) if features else prepared.counts()
+    chances = chances_of(config, prepared)
+    trainer = Trainer(config, table, transport, ranks, steps, ahead, counts, features, chances)
     trainer.take_up(state)
     report = reporter(ranks, config.cluster.most > 0)
     meter = Meter(arguments.get("meter", ""))
@@ -85,6 +92,14 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     record_placement(ranks, folder, transport)
     with living(transport, ranks, loop):
         return loop.run(resumed)
+
+
+def chances_of(config: Config, prepared: Prepared) -> np.ndarray | None:
+    """The logarithms of items' chances to be candidates, where the loss corrects for them."""
+    if config.model.loss != "softmax":
+        return None
+    settings, users = config.train, prepared.users("train")
+    return log_chances(prepared.counts(), users, settings.batch_size, settings.negatives)
 
 
 def record_placement(ranks: Ranks, folder: RunFolder, transport: Transport) -> None:

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from hse_dist.data import catalog
+from hse_dist.data import catalog, movielens
 from hse_dist.errors import DataError
 
 ROWS = np.random.default_rng(0).integers(1, 50, (200, 4))
 U_DATA = "".join("\t".join(map(str, row)) + "\n" for row in ROWS.tolist())
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + U_DATA
+FLAGS = [[0, 0, 0, 1, 1, 1, *[0] * 13], [0] * 19, [1, *[0] * 18]]
+TITLES = ["Toy Story (1995)|01-Jan-1995", "Für (a) Elise (1996) (V)|01-Jan-1996", "unknown|"]
+U_ITEM = "".join(
+    f"{item}|{title}||http://x|{'|'.join(map(str, flags))}\n"
+    for item, title, flags in zip((1, 3, 2), TITLES, FLAGS, strict=True)
+)
+ITEMS = {
+    "item_id": [1, 2, 3],
+    "release_year": [1995, None, None],
+    "class": [["Animation", "Children's", "Comedy"], ["unknown"], []],
+}
+ITEM = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+ITEM += "1\tToy Story\t1995\tAnimation Children's Comedy\n2\tunkonwn\tunkonwn\tunknown\n3\tFür (a) Elise (1996)\tV\t\n"
+U_USER = "1|24|M|technician|85711\n2|53|F|other|01002\n3|7|M|none|T8H1N\n"
+USER = "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n" + U_USER.replace("|", "\t")
 MEMBER = "recbole/dataset_example/ml-100k/ml-100k.inter"
 
 
@@ -23,7 +39,10 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> tuple[bytes, str]:
         raise DataError("not reachable in a test.")
 
-    monkeypatch.setattr(catalog, "CONTENT", catalog._digest(catalog._parse(U_DATA.encode())))
+    for name, text in (("", U_DATA), ("/users", U_USER), ("/items", U_ITEM)):
+        table = movielens.TABLES["ml-100k" + name]
+        content = table.digest(table.parse(text.encode("latin-1")))
+        monkeypatch.setitem(movielens.TABLES, "ml-100k" + name, replace(table, content=content))
     monkeypatch.setattr(catalog, "download_archive", refused)
     monkeypatch.setattr(catalog, "download_wheel", refused)
     monkeypatch.delenv("HSE_DATA", raising=False)
@@ -49,7 +68,7 @@ def test_every_form_of_the_named_file_gives_the_same_rows(tmp_path: Path, monkey
     (tmp_path / "ml-100k.inter").write_text(INTER)
     archive(tmp_path / "ml-100k.zip", "ml-100k/u.data", U_DATA)
     archive(tmp_path / "recbole-1.2.1-py3-none-any.whl", MEMBER, INTER)
-    for name in catalog.FILES:
+    for name in (*movielens.TABLES["ml-100k"].files, *catalog.ARCHIVES):
         monkeypatch.setenv("HSE_DATA_ML_100K", str(tmp_path / name))
         assert fetched(tmp_path / f"root of {name}") == ROWS.tolist()
     monkeypatch.setenv("HSE_DATA_ML_100K", str(tmp_path))
@@ -59,6 +78,39 @@ def test_every_form_of_the_named_file_gives_the_same_rows(tmp_path: Path, monkey
     archive(tmp_path / "all" / "ml-100k" / "ml-100k.zip", "ml-100k/u.data", U_DATA)
     assert fetched(tmp_path / "root of all") == ROWS.tolist()
     assert not list(tmp_path.rglob("evil.txt")) and not (tmp_path.parent / "evil.txt").exists()
+
+
+def test_users_and_items_are_the_same_in_both_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = MEMBER.rpartition("/")[0]
+    for number, (name, members) in enumerate(
+        {
+            "ml-100k.zip": {"ml-100k/u.user": U_USER.encode(), "ml-100k/u.item": U_ITEM.encode("latin-1")},
+            "recbole.whl": {f"{folder}/ml-100k.user": USER.encode(), f"{folder}/ml-100k.item": ITEM.encode()},
+            "u.data": {},
+        }.items()
+    ):
+        root = tmp_path / str(number)
+        root.mkdir()
+        if members:
+            with zipfile.ZipFile(root / name, "w") as file:
+                for member, content in members.items():
+                    file.writestr(member, content)
+        else:  # the log is named; the others lie beside it
+            (root / name).write_text(U_DATA)
+            (root / "ml-100k.user").write_text(USER)
+            (root / "u.item").write_text(U_ITEM, encoding="latin-1")
+        monkeypatch.setenv("HSE_DATA_ML_100K", str(root / name))
+        users, items = (pq.read_table(catalog.fetch(f"ml-100k/{what}", root)) for what in ("users", "items"))
+        assert items.to_pydict() == ITEMS
+        assert [list(row.values()) for row in users.to_pylist()][1:] == [
+            [2, 53, "F", "other", "01002"],
+            [3, 7, "M", "none", "T8H1N"],
+        ]
+        assert users.column_names == ["user_id", "age", "gender", "occupation", "zip_code"]
+    (root / "u.item").unlink()
+    (root / "ml-100k" / "items.parquet").unlink()
+    with pytest.raises(DataError, match=r"no such file\. It may be one of u\.item, ml-100k\.item"):
+        catalog.fetch("ml-100k/items", root)
 
 
 def test_the_archive_comes_before_the_wheel_and_the_cache_before_both(

@@ -306,13 +306,13 @@ def test_ray_tasks_write_the_same_bytes_and_raise_the_same_errors(
     for piece in range(3):
         write_log(tmp_path / "logs" / f"{piece}.csv", random_log(100, 40, 600, seed=piece))
     (tmp_path / "bad.csv").write_text("user_id,item_id\n1,2\n,3\n")
-    options = {"columns": {"timestamp": "timestamp"}, "buckets": 3}
+    options = {"columns": {"timestamp": "timestamp"}, "buckets": 3, "min_item_count": 30}
     prepare(make_config(tmp_path / "local", tmp_path / "logs", **options))
     started = not ray.is_initialized()
     if started:
         ray.init("local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
     try:
-        prepare(make_config(tmp_path / "ray", tmp_path / "logs", **options))
+        prepare(make_config(tmp_path / "ray", tmp_path / "logs", **options, admission_mb=2.0**-12))
         with pytest.raises(DataError, match="null ids"):
             prepare(make_config(tmp_path / "bad", tmp_path / "bad.csv"))
     finally:

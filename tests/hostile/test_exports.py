@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import strategies as st
 
+from hse_dist.export.features import Source
 from hse_dist.export.format import RowBlock, write_export
 from hse_dist.testing.hostile import bomb, damaged, few_and_many, hostile_json, hostile_table
 from hse_dist.testing.victim import Victim
 
 FORMATS = ("parquet", "csr", "ell", "bitmap", "delta", "block", "mapped", "indexed")
+WITH_FEATURES = ("csr", "mapped")
 ITEMS, DIMS = 30, 300
 NUMBERS = (0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1, 255, 65_535)
 
@@ -38,7 +40,15 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     block = RowBlock(np.concatenate([[0], np.cumsum(lengths)]), columns, values, rng.normal(size=ITEMS).astype("f4"))
     for form in FORMATS[:-1]:
         ids = pa.array([f"i{i}" for i in range(ITEMS)]) if form == "csr" else pa.array(range(100, 100 + ITEMS))
-        write_export(folder / form, [block], item_ids=ids, dims=DIMS, row_norm="free", form=form, user_entries=20)
+        known: dict[str, Source] = {}
+        if form in WITH_FEATURES:
+            known = {
+                "age": (pa.array(range(ITEMS)), [block]),
+                "tags": (pa.array([f"t{i}" for i in range(ITEMS)]), [block]),
+            }
+        write_export(
+            folder / form, [block], item_ids=ids, dims=DIMS, row_norm="free", form=form, user_entries=20, features=known
+        )
     # lists that are long enough for an index
     columns = np.tile(np.arange(4), 400)
     block = RowBlock(np.arange(0, 1601, 4), columns, rng.normal(size=1600).astype("f4"), np.ones(400, np.float32))
@@ -127,7 +137,11 @@ def _manifests(good: Path, work: Path, victim: Victim, data: st.DataObject) -> N
     folder = copied(good, work, data.draw(st.sampled_from(FORMATS), "form"))
     path = folder / "manifest.json"
     tree = json.loads(path.read_text())
-    parts = [{"storage": tree["storage"]}, {key: value for key, value in tree.items() if key != "files"}, tree]
+    parts = [
+        {name: tree[name] for name in ("storage", "features") if name in tree},
+        {key: value for key, value in tree.items() if key != "files"},
+        tree,
+    ]
     part = data.draw(st.sampled_from(parts).flatmap(hostile_json), "tree")
     whole = {**tree, **part} if isinstance(part, dict) and part.keys() < tree.keys() else part
     path.write_bytes(data.draw(st.one_of(st.just(json.dumps(whole).encode()), damaged(path.read_bytes()))))

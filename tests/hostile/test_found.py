@@ -234,7 +234,7 @@ def test_metrics_of_users_that_are_no_numbers(tmp_path: Path, value: Any) -> Non
 def test_downloads_that_are_no_data_set() -> None:
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w") as archive:
-        archive.writestr(catalog.MEMBERS[0], b"1\t2\t3\t4\n")
+        archive.writestr(catalog.TABLES[catalog.NAME].members[0], b"1\t2\t3\t4\n")
     whole = sink.getvalue()
     at = whole.index(b"PK\x01\x02")
     for flags, method in ((1, 0), (0, 99)):  # encrypted; packed in a way that nobody knows
@@ -245,6 +245,13 @@ def test_downloads_that_are_no_data_set() -> None:
             catalog.check(bytes(content), "the mirror")
     with pytest.raises(DataError, match="numbers are missing"):
         catalog.check(b"1\t2\t3\t\n", "the mirror")
+    for name, line in (
+        ("users", b"1|24|M|x"),
+        ("items", b"1|x (1999)|0|1"),
+        ("items", b"item_id\n" + b"9" * 30 + b"\tx\t1\t"),
+    ):
+        with pytest.raises(DataError, match=f"the mirror does not hold ml-100k/{name}"):
+            catalog.check(line, "the mirror", f"ml-100k/{name}")
 
 
 def test_a_spoilt_cache_is_fetched_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

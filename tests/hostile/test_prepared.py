@@ -27,12 +27,17 @@ from hse_dist.sparsity.start.folder import StartFolder, write_entries, write_row
 from hse_dist.testing.hostile import bomb, damaged, few_and_many, hostile_json, hostile_table, survives
 
 SPLITS = ("train", "valid", "test")
+FEATURES = {
+    "own": {"of": "user"},
+    "taken": {"of": "user", "column": "item_id"},
+    "taker": {"of": "item", "column": "user_id"},
+}
 Change = Callable[[bytes], bytes]
 
 
 def config_of(folder: Path) -> Config:
     synthetic = {"users": 60, "items": 20, "mean_history": 6}
-    data = {"source": "synthetic", "synthetic": synthetic, "folder": str(folder), "buckets": 1}
+    data = {"source": "synthetic", "synthetic": synthetic, "folder": str(folder), "buckets": 1, "features": FEATURES}
     return parse_config({"data": {**data, "users_per_row_group": 16}}, "of a test")
 
 
@@ -76,10 +81,21 @@ def use(folder: Path) -> None:
         prepared.matrix(split).check_format()
         if split != "train":
             prepared.targets(split).check_format()
-    stream = HistoryStream(prepared, StreamSettings(), batch_size=8, seed=0, rank=0, ranks=1)
+    of_users = [feature.name for feature in prepared.features.values() if feature.of == "user"]
+    stream = HistoryStream(prepared, StreamSettings(), batch_size=8, seed=0, rank=0, ranks=1, features=of_users)
     for block, _ in stream.read(1, lambda block, place: block):
-        assert block.rows.min(initial=0) >= 0 and block.rows.max(initial=0) < prepared.items
-        assert (np.diff(block.offsets) >= 0).all() and block.offsets[-1] == len(block.rows)
+        are_lists(block.offsets, block.rows, len(block), prepared.items)
+        for name, lists in block.features.items():
+            are_lists(*lists, len(block), prepared.features[name].rows)
+    for feature in prepared.features.values():
+        assert len(prepared.feature_counts(feature.name)) == len(prepared.feature_values(feature.name)) == feature.rows
+        if feature.of == "item":
+            are_lists(*prepared.item_features(feature.name), prepared.items, feature.rows)
+
+
+def are_lists(offsets: np.ndarray, rows: np.ndarray, count: int, below: int) -> None:
+    assert rows.min(initial=0) >= 0 and rows.max(initial=0) < below
+    assert len(offsets) == count + 1 and (np.diff(offsets) >= 0).all() and offsets[-1] == len(rows)
 
 
 def changed(data: st.DataObject, content: bytes) -> bytes:
@@ -108,7 +124,7 @@ def _manifests(good: Path, work: Path, data: st.DataObject) -> None:
     folder = copied(good, work)
     path = folder / "manifest.json"
     tree = json.loads(path.read_text())
-    files = [{"files": tree["files"]}, {"items": tree["items"]}, tree]
+    files = [{"files": tree["files"]}, {"items": tree["items"]}, {"features": tree["features"]}, tree]
     part = data.draw(st.sampled_from(files).flatmap(hostile_json), "tree")
     whole = {**tree, **part} if isinstance(part, dict) and part.keys() < tree.keys() else part
     content = data.draw(st.one_of(st.just(json.dumps(whole).encode()), damaged(path.read_bytes())))

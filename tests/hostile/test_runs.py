@@ -144,7 +144,7 @@ def archived() -> bytes:
     sink = io.BytesIO()
     with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("../../outside", b"x")
-        archive.writestr(catalog.MEMBERS[0], RATINGS)
+        archive.writestr(catalog.TABLES[catalog.NAME].members[0], RATINGS)
     return sink.getvalue()
 
 

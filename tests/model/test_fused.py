@@ -14,7 +14,9 @@ from hse_dist.config import ModelSettings
 from hse_dist.data.batch import Batch
 from hse_dist.model import fused
 from hse_dist.model.autoencoder import Autoencoder
-from hse_dist.model.fused import Histories, available
+from hse_dist.model.block import Block
+from hse_dist.model.fused import available
+from hse_dist.model.histories import Histories
 from hse_dist.native import library as native
 from hse_dist.tables.block import SparseRows
 
@@ -68,13 +70,13 @@ def test_the_sweep_equals_the_plain_path(norm, clip, compact_above, widest, seed
     torch.set_num_threads(threads)
     fused.CACHED_COLUMNS = widest
     try:
-        loss, kept = model.fused_loss(rows, histories, collect=collect)
+        loss, kept = model.fused_loss(model.block(rows), histories, collect=collect)
         (3.0 * loss).backward()
     finally:
         torch.set_num_threads(before)
         fused.CACHED_COLUMNS = before_columns
     exact, same = make_case(seed, 30, 70, users, torch.float64)
-    expected, blocks = model.plain_loss(exact, same, collect=collect)
+    expected, blocks = model.plain_loss(model.block(exact), same, collect=collect)
     expected.backward()
     close(loss, expected)
     close(rows.values.grad, 3.0 * exact.values.grad)
@@ -94,7 +96,7 @@ def test_first_users_without_a_history_leave_growth_scores_finite(lengths):
     model = Autoencoder(ModelSettings())
     for path in (model.fused_loss, model.plain_loss):
         histories = Histories(batch.offsets, batch.positions, None, model._shares(ends.diff()))
-        loss, kept = path(rows, histories, collect=1)
+        loss, kept = path(model.block(rows), histories, collect=1)
         loss.backward()
         assert kept.scale == 1.0 and not kept.matrices().grad_scores.any()
 
@@ -112,7 +114,7 @@ def test_equal_numbers_of_threads_give_equal_bits():
     found = []
     for _ in range(2):
         rows, histories = make_case(7, 200, 90, 300, torch.float32)
-        loss, _ = Autoencoder(ModelSettings()).fused_loss(rows, histories, collect=0)
+        loss, _ = Autoencoder(ModelSettings()).fused_loss(Block(rows, False), histories, collect=0)
         loss.backward()
         found.append((loss.detach(), rows.values.grad, rows.gains.grad))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
@@ -122,7 +124,7 @@ def test_a_value_that_is_no_number_is_seen_in_the_loss():
     rows, histories = make_case(1, 20, 30, 5, torch.float32)
     with torch.no_grad():
         rows.values[3] = float("nan")
-    loss, _ = Autoencoder(ModelSettings()).fused_loss(rows, histories, collect=0)
+    loss, _ = Autoencoder(ModelSettings()).fused_loss(Block(rows, False), histories, collect=0)
     assert torch.isnan(loss)
 
 

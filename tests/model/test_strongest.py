@@ -89,8 +89,8 @@ def test_an_export_answers_what_evaluation_ranks(tmp_path: Path, count, kernels)
     answer = Recommender(load_export(tmp_path / "e"), kernels=kernels)
     top, scores = answer.recommend_rows(batch.offsets.numpy(), batch.positions.numpy(), 6)
     model = Autoencoder(ModelSettings(row_norm="free", user_entries=count))
-    u_kb, _ = model.encode(rows, batch.offsets, batch.positions)
-    ours = model.operators(rows, None).score(u_kb).t().detach()
+    u_kb, _ = model.encode(rows, batch)
+    ours = model.score_items(u_kb, None, rows, batch).t().detach()
     for b in range(4):
         history = batch.positions[batch.offsets[b] : batch.offsets[b + 1]]
         ours[b, history] = -np.inf

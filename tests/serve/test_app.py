@@ -50,7 +50,8 @@ def test_defaults_are_those_of_the_recommender(export, serving):
     history = [1000, 1001, 1002]
     assert client.ask(history=history).json == asdict(Recommender.load(export).recommend(history))
     assert client.ask(history=[1000.0, 1001, 1002.0], k=10.0).json == client.ask(history=history).json
-    assert client.ask(history=[]).json == {"items": [], "scores": [], "unknown": [], "reasons": None}
+    empty = {"items": [], "scores": [], "unknown": [], "reasons": None, "unknown_features": {}}
+    assert client.ask(history=[]).json == empty
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,8 @@ def test_a_body_that_is_no_question_is_no_failure_of_ours(serving, body):
 def test_health_names_the_content_and_other_paths_are_not_there(export, serving):
     client, _ = serving()
     version = Recommender.load(export).version[:12]
-    assert client.send("GET", "/healthz").json == {"status": "ok", "version": version, "items": ITEMS}
+    wanted = {"status": "ok", "version": version, "items": ITEMS, "features": []}
+    assert client.send("GET", "/healthz").json == wanted
     assert client.send("GET", "/docs").status == 404  # it would load scripts from elsewhere
     assert client.send("GET", "/recommend").status == 405
 

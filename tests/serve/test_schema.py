@@ -12,16 +12,16 @@ from schemathesis import GenerationMode
 from hse_dist.serve.app import make_app
 from hse_dist.serve.options import Limits
 from hse_dist.serve.service import Service
-from tests.serve.serving import write
+from tests.export.served import Made
 
-LIMITS = Limits(max_k=50, max_history=40, max_filter=60, max_explained=10)
+LIMITS = Limits(max_k=50, max_history=40, max_filter=60, max_explained=10, max_values=30)
 OPERATIONS = {("POST", "/recommend"): 150, ("POST", "/reload"): 15, ("GET", "/healthz"): 15, ("GET", "/metrics"): 15}
 """Examples of each kind."""
 
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    service = Service(write(tmp_path_factory.mktemp("served") / "export"), LIMITS)
+    service = Service(Made.random(0).write(tmp_path_factory.mktemp("served") / "export"), LIMITS)
     return schemathesis.openapi.from_asgi("/openapi.json", make_app(service, LIMITS))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hse_dist.data.popularity import thirds
 from hse_dist.ranks import Ranks
-from hse_dist.sparsity.census import Census, Sketch, estimate
+from hse_dist.sparsity.census import Census, Groups, Sketch, estimate
 from hse_dist.tables.sharded import OwnedRows
 from hse_dist.testing.ranks import run_ranks
 
@@ -40,8 +40,8 @@ def positions_of(owned: OwnedRows) -> np.ndarray:
 
 
 def take(ranks: Ranks, sample: int, restart: bool) -> list[dict[str, Any]]:
-    third = thirds(np.arange(ROWS, 0, -1))
-    census, before = Census(ranks, third, ROWS, DIMS, sample), owned_at(0)
+    groups = Groups.of(np.arange(ROWS, 0, -1), None, ROWS)
+    census, before = Census(ranks, groups, DIMS, sample), owned_at(0)
     census.begin(before)
     facts = []
     for version in range(1, VERSIONS):
@@ -50,7 +50,7 @@ def take(ranks: Ranks, sample: int, restart: bool) -> list[dict[str, Any]]:
         facts.append(census.take(owned, grown, [(0, ROWS)], version))
         before = owned
         if restart:
-            state, census = census.state_dict(), Census(ranks, third, ROWS, DIMS, sample)
+            state, census = census.state_dict(), Census(ranks, groups, DIMS, sample)
             census.load_state_dict(state)
     return facts
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hse_dist.config import GrowSettings, ModelSettings
 from hse_dist.data.batch import Batch
-from hse_dist.model.autoencoder import Activations, Autoencoder
+from hse_dist.model.autoencoder import Autoencoder
+from hse_dist.model.block import Activations
 from hse_dist.model.fused import Kept
 from hse_dist.native.library import library
 from hse_dist.sparsity import collect as collecting

@@ -10,7 +10,7 @@ from hse_dist.config import DropSettings, ModelSettings
 from hse_dist.data.batch import Batch
 from hse_dist.errors import NumericError
 from hse_dist.model.autoencoder import Autoencoder
-from hse_dist.model.fused import Histories
+from hse_dist.model.histories import Histories
 from hse_dist.sparsity.criteria import Evidence, LiveSightings, popularity_of, score_keys, weigh
 from hse_dist.sparsity.selection import RESERVE_KEY, Selection, order_keys, score_of
 from hse_dist.sparsity.shrink import freed_below, shrink
@@ -127,7 +127,7 @@ def test_live_entries_are_seen_with_their_gradients(kind: str, path: str, norm: 
     model, seen = Autoencoder(ModelSettings(row_norm=norm)), LiveSightings(DropSettings(kind=kind))
     seen.watch(rows)
     histories = Histories(batch.offsets, batch.positions, None, torch.full((3,), 1 / 3, dtype=torch.float64))
-    loss, _ = (model.fused_loss if path == "compiled" else model.plain_loss)(rows, histories, collect=0)
+    loss, _ = (model.fused_loss if path == "compiled" else model.plain_loss)(model.block(rows), histories, collect=0)
     loss.backward()
     seen.collect(rows, batch.candidates)
     state = seen.state_dict()
@@ -141,7 +141,7 @@ def test_live_entries_are_seen_with_their_gradients(kind: str, path: str, norm: 
     if kind == "movement" and norm == "free":
         with torch.no_grad():
             moved = SparseRows(offsets, columns, values * (1 + 1e-3), gains, 20)
-            change = float(model.plain_loss(moved, histories, collect=0)[0] - loss)
+            change = float(model.plain_loss(model.block(moved), histories, collect=0)[0] - loss)
         assert change == pytest.approx(1e-3 * state["live_gradients"].sum(), abs=2e-6)
 
 

@@ -44,6 +44,9 @@ def test_relative_paths_become_absolute_and_shared(make_config):
     found = absolute(config, Path("/home/me"))
     assert found.overrides == ['run.folder="/home/me/runs/x"', 'data.source="/home/me/logs/*.parquet"']
     assert found.shared == {"run.folder": Path("/home/me/runs/x")}
+    own = {"x": {"of": "user", "column": "c", "source": "people.csv"}, "y": {"of": "item", "column": "c"}}
+    found = absolute(make_config(data={"folder": "/d", "features": own}), Path("/h"))
+    assert found.overrides == ['data.features.x.source="/h/people.csv"']
     for source in ("catalog:ml-100k", "s3://bucket/x", "$HSE_DATA/x", ""):
         assert absolute(make_config(data={"folder": "/d", "source": source}), Path("/h")).overrides == []
 

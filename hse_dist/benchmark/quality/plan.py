@@ -18,7 +18,7 @@ from hse_dist.benchmark.quality.settings import LIVE_BYTES, METHODS, overrides, 
 from hse_dist.benchmark.quality.store import Cell, Store
 from hse_dist.config import Config, dump_config, load_config
 from hse_dist.data import catalog
-from hse_dist.data.prepare import CATALOG, content_settings, is_prepared, prepare
+from hse_dist.data.prepare import content_settings, is_prepared, prepare
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.source import find_files
 from hse_dist.errors import ConfigError, DataError
@@ -80,8 +80,8 @@ def check_sources(request: Request) -> None:
     for name in request.data:
         try:
             settings = load_config(request.configs / f"{name}.toml").data
-            if settings.source.startswith(CATALOG):
-                catalog.fetch(settings.source.removeprefix(CATALOG))
+            if settings.source.startswith(catalog.PREFIX):
+                catalog.fetch(settings.source.removeprefix(catalog.PREFIX))
             elif settings.synthetic is None:
                 find_files(settings.source, settings.format, settings.schemes)
         except (ConfigError, DataError) as error:

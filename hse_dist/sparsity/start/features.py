@@ -1,0 +1,146 @@
+"""The first rows of features: where the items point beside which a value stands.
+
+In: the items' start, histories with their users' features, the features of items. Out: a start folder of the features'
+rows. A pair of sparse rows meets only in columns that both have. Growth would find these, and a start that has them
+spares it the time:
+
+* a value that users have points where their histories point: Σ over these users of their pooled rows, a user weighted
+  by 1 / √length and an item by 1 / √count, of which the strongest columns stay (`fold_in.py` sums so for new items);
+* a value that items have points where these items point, weighted alike.
+
+A row has length 1; what it counts is the feature's weight. A value that no item stands beside gets random columns, as
+all do where `tables.features.NAME.start` is `random`. Items are taken a range at a time, and histories are read once
+for each, so that no more of the start is in memory than a range.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from hse_dist.config import Config
+from hse_dist.data.feature_rows import FeatureRows
+from hse_dist.data.prepared import Prepared
+from hse_dist.errors import DataError
+from hse_dist.files import new_folder, write_json
+from hse_dist.sparsity.fold_in import KEPT, FoldIn, pruned, strongest
+from hse_dist.sparsity.start.folder import VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
+from hse_dist.sparsity.start.random_rows import random_entries
+
+RANGE_ITEMS = 1 << 18
+"""Items whose rows are in memory at a time."""
+BATCH_USERS = 8192
+
+
+def make_feature_start(
+    config: Config, prepared: Prepared, features: FeatureRows, items: StartFolder, folder: str | Path
+) -> StartFolder:
+    """Make the start of the features' rows, or open it where `folder` holds it already.
+
+    Args:
+        items: the start of the items.
+    """
+    settings = _settings(config, features, items)
+    try:
+        found = StartFolder(folder)
+    except DataError:
+        found = None
+    if found is not None and found.manifest.get("settings") == settings:
+        return found
+    rows, live = _by_history(config, prepared, features, items), _live(config, features)
+    rows = _with_random(rows, live, config.run.seed)
+    with new_folder(folder) as target:
+        for index, (first, last) in enumerate(row_ranges(rows.shape[0])):
+            part = rows[first:last].tocoo()
+            order = np.lexsort((part.col, part.row))
+            write_entries(target, index, part.row[order] + first, part.col[order], part.data[order])
+            lengths = np.diff(rows.indptr[first : last + 1])
+            write_rows(target, index, lengths, np.ones(last - first, np.float32))
+        facts = {"rows": rows.shape[0], "dims": items.dims, "live_entries": int(rows.nnz)}
+        write_json(target / "manifest.json", {"version": VERSION, "kind": "features", **facts, "settings": settings})
+    return StartFolder(folder)
+
+
+def _settings(config: Config, features: FeatureRows, items: StartFolder) -> dict[str, Any]:
+    """Everything that the content depends on."""
+    tables = {name: config.tables.features[name].model_dump(mode="json", exclude={"weight"}) for name in features.names}
+    return {"tables": tables, "seed": config.run.seed, "items": items.manifest["settings"]}
+
+
+def _live(config: Config, features: FeatureRows) -> Ints:
+    """Live entries of each row, int64 [rows of features]."""
+    live = np.array([config.tables.features[name].live for name in features.names], np.int64)
+    return np.repeat(live, np.diff(features.first))
+
+
+def _by_history(config: Config, prepared: Prepared, features: FeatureRows, items: StartFolder) -> sp.csr_matrix:
+    """The strongest columns of each row, [rows of features, D]; none of those that start at random."""
+    live, chosen = _live(config, features), [config.tables.features[name].start for name in features.names]
+    of_row = np.repeat(np.array(chosen) == "history", np.diff(features.first))
+    most, sums = int(live.max()), sp.csr_matrix((features.rows - features.items, items.dims))
+    if of_row.any():
+        for first in range(0, items.rows, RANGE_ITEMS):
+            last = min(first + RANGE_ITEMS, items.rows)
+            offsets, columns, values = items.entries(first, last)
+            rows = sp.csr_matrix((values, columns, offsets), shape=(last - first, items.dims))
+            sums = sums + _of_users(prepared, features, rows, first, most) + _of_items(prepared, features, rows, first)
+            sums = pruned(sp.csr_matrix(sums), KEPT * most)
+    kept = sp.csr_matrix(sp.diags(of_row.astype(np.float64)) @ sums)
+    found = [strongest(kept[live == count], int(count)) for count in np.unique(live)]
+    order = np.concatenate([np.flatnonzero(live == count) for count in np.unique(live)])
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return _at_length_one(sp.csr_matrix(sp.vstack(found, format="csr")[back]))
+
+
+def _of_users(prepared: Prepared, features: FeatureRows, rows: sp.csr_matrix, first: int, most: int) -> sp.csr_matrix:
+    """What a range of items gives the values of users' features; the other rows are empty."""
+    count, last = int(features.first[len(features.users)]) - features.items, first + rows.shape[0]
+    values = np.arange(features.items, features.items + count)
+    fold = FoldIn(features.counts(prepared), values, rows.shape[1], most)
+    if count:
+        for block in prepared.scan("train", batch_users=BATCH_USERS, features=features.users):
+            histories = _matrix(block.offsets, block.rows, features.rows)
+            context = _matrix(*features.context(block), features.rows)
+            known = np.unique(block.rows[(block.rows >= first) & (block.rows < last)])
+            own = rows[known - first]
+            fold.add(sp.csr_matrix(histories + context), known, own, np.ones(len(known)))
+    empty = features.rows - features.items - count
+    return sp.csr_matrix(sp.vstack([fold.sums, sp.csr_matrix((empty, rows.shape[1]))]))
+
+
+def _of_items(prepared: Prepared, features: FeatureRows, rows: sp.csr_matrix, first: int) -> sp.csr_matrix:
+    """What a range of items gives the values of items' features."""
+    items = np.arange(first, first + rows.shape[0])
+    has = _matrix(*features.sides_of(items), features.rows)[:, features.items :]
+    weights = 1.0 / np.sqrt(np.maximum(prepared.counts()[items], 1))
+    return sp.csr_matrix(has.T @ sp.diags(weights) @ rows)
+
+
+def _matrix(offsets: Ints, members: Ints, width: int) -> sp.csr_matrix:
+    return sp.csr_matrix((np.ones(len(members)), members, offsets), shape=(len(offsets) - 1, width))
+
+
+def _with_random(rows: sp.csr_matrix, live: Ints, seed: int) -> sp.csr_matrix:
+    """The rows, with random ones in the place of those without an entry."""
+    empty = np.flatnonzero(np.diff(rows.indptr) == 0)
+    lengths = np.zeros(len(live), np.int64)
+    lengths[empty] = np.minimum(live[empty], rows.shape[1])
+    drawn = random_entries(lengths, 0, dims=rows.shape[1], seed=seed)
+    made = sp.csr_matrix((drawn.values.astype(np.float64), (drawn.rows, drawn.columns)), shape=rows.shape)
+    return sp.csr_matrix(rows + made)
+
+
+def _at_length_one(rows: sp.csr_matrix) -> sp.csr_matrix:
+    norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
+    scaled = sp.csr_matrix(sp.diags(1.0 / np.where(norms > 0, norms, 1.0)) @ rows)
+    scaled.sort_indices()
+    return scaled
+
+
+def live_of_features(config: Config, features: FeatureRows) -> int:
+    """Live entries that the tables of features bring into the budget."""
+    return int(_live(config, features).sum())
