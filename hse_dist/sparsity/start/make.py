@@ -1,7 +1,8 @@
 """Make a start: from prepared histories to a start folder, by the kind that the configuration names.
 
     local_inverse   pairs counted by tasks → ranges of items solved as tasks → parts by range of rows → global cut
-                    (with `refit`: → what is left, by range of items → solved again → parts → cut again)
+                    (with `refit`: → what is left, by range of items → solved again → parts → cut again; `refine`
+                    does so before, with patterns that grow in between)
     hse             exact factor on the driver                      → parts by range of rows → global cut
     random          ranges of rows, each by itself
 
@@ -203,21 +204,22 @@ def _local_inverse(
 ) -> dict[str, Any]:
     settings, gram = config.sparsity.local_inverse, target / "gram"
     seen("count")
-    blocks = config.sparsity.structure.unit > 1
-    sampled = count_pairs(prepared, settings, gram, every=blocks and settings.refit)
+    again = ["refine"] * settings.refine + ["refit"] * settings.refit
+    every = settings.pattern == "two_hop" or (config.sparsity.structure.unit > 1 and bool(again))
+    sampled = count_pairs(prepared, settings, gram, every=every)
 
     def make(constant: float, folder: Path) -> dict[str, Any]:
         job = Job(gram, prepared.items, settings, constant)
-        first = folder / "first" if settings.refit else folder
+        places = [folder / f"cut-{index}" for index in range(len(again))] + [folder]
         seen("solve")
-        shifted = solve_all(job, first / "work" / "parts")
+        shifted = solve_all(job, places[0] / "work" / "parts")
         seen("cut")
-        made = _cut(config, prepared, first, None, new_selection)
-        if settings.refit:
-            seen("refit")
-            shifted += refit_all(job, first, folder / "work")
-            shutil.rmtree(first)
-            made = _cut(config, prepared, folder, None, new_selection)
+        made = _cut(config, prepared, places[0], None, new_selection)
+        for stage, before, place in zip(again, places, places[1:], strict=False):
+            seen(stage)
+            shifted += refit_all(job, before, place / "work", wider=stage == "refine")
+            shutil.rmtree(before)
+            made = _cut(config, prepared, place, None, new_selection)
         if sampled:
             log.info("Of %d long histories a sample was counted; %d diagonals were raised.", sampled, shifted)
         return {"sampled_histories": sampled, "shifted_patterns": shifted, **made}
