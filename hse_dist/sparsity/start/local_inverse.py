@@ -3,14 +3,15 @@
 In: the co-occurrence of a catalogue ordered by falling count. Out: triples (row, column, value) of the item embeddings.
 
 With G = XᵀX + Λ (XᵀWX + Λ, where users have weights), item i's pattern S is i itself and the m - 1 more popular items
-j with the largest G_ij / G_jj. The factor's row is L[i, S] = y / √y_i where G[S, S] y = e_i, so that LᵀL ≈ G⁻¹ and
-column j of L is item j's embedding. With the Cholesky factor G[S, S] = UᵀU and i last in S, that row is simply the
-solution of U x = e_i.
+j with the largest G_ij / G_jj (or others, `patterns.py`). The factor's row is L[i, S] = y / √y_i where G[S, S] y = e_i,
+so that LᵀL ≈ G⁻¹ and column j of L is item j's embedding. With the Cholesky factor G[S, S] = UᵀU and i last in S, that
+row is simply the solution of U x = e_i.
 
 The cut to the budget leaves each item a smaller pattern, on which the same solve gives the best values, as the others
 make up for those that were cut: the refit. The cut's score |value| · √|gain| is what suits it: leaving j out of S makes
 y_i smaller by its share L[i, j]² / (G[S, S]⁻¹)_jj (the saliency of the optimal brain surgeon, Hassibi & Stork, NIPS
-1992), and 1 / |gain| estimates that divisor.
+1992), and 1 / |gain| estimates that divisor. So it does best for few at a time: `cuts` in which the budget is reached,
+each with a refit (Han et al., Learning both Weights and Connections, NIPS 2015), cut with better values.
 
 Λ is λI and, with dropout p of the histories, p / (1 - p) · diag(XᵀX) (EDLAE: Steck, NeurIPS 2020): rare items are held
 by λ, popular ones by their own count.

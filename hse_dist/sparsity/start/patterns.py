@@ -10,9 +10,10 @@ In: the co-occurrence, a range of items. Out: their patterns. A refinement adds 
 candidates with the largest gradient, as many as are left, so that after the next cut strong ones have taken the places
 of weak ones. Every item is by itself, so the ranges change nothing; ties go to lower rows.
 
-Sources: two hops: sparsity patterns of powers, Chow, SIAM J. Sci. Comput. 2000. Greedy: adaptive patterns by the
-gradient of the Kaporin number, Janna & Ferronato, SIAM J. Sci. Comput. 2011 §3, with the exact fall of that number by
-one more member in the gradient's place (Huan et al., arXiv 2307.11648 §3). Refinement: the gradient, as there.
+Sources: two hops: a priori patterns from powers of the matrix, Chow, SIAM J. Sci. Comput. 2000. Greedy: adaptive
+patterns by the gradient of the Kaporin number, Janna & Ferronato, SIAM J. Sci. Comput. 2011, with the exact fall of
+that number by one more member in the gradient's place, by a partial Cholesky factor, Huan et al., arXiv 2307.11648.
+Refinement: members of the largest gradient, Janna & Ferronato; Grote & Huckle, SIAM J. Sci. Comput. 1997.
 """
 
 from __future__ import annotations
