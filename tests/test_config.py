@@ -153,6 +153,10 @@ def gradual(start: str = "local_inverse", **schedule: object) -> dict:
             ("sparsity.local_inverse.regularization", "data.split.valid"),
         ),
         (
+            {"sparsity": {"local_inverse": {"pattern": "greedy", "entries": 200}}},
+            ("sparsity.local_inverse.candidates = 200", "sparsity.local_inverse.entries = 200"),
+        ),
+        (
             {"tables": {"item": {"dims": 16}}, "sparsity": {"start": "random"}},
             ("tables.item.live = 32", "tables.item.dims = 16"),
         ),

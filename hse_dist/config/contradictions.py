@@ -151,6 +151,12 @@ def _start(config: Config) -> Iterator[str]:
         yield 'sparsity.start = "local_inverse" has negative gains: set model.row_norm = "free"'
     if start in ("local_inverse", "hse") and item.dims != "items":
         yield f'sparsity.start = "{start}" has one column an item: set tables.item.dims = "items"'
+    inverse = config.sparsity.local_inverse
+    if start == "local_inverse" and inverse.pattern == "greedy" and inverse.candidates <= inverse.entries:
+        yield (
+            f"sparsity.local_inverse.candidates = {inverse.candidates} leaves the greedy pattern no choice: it must be "
+            f"above sparsity.local_inverse.entries = {inverse.entries}"
+        )
     if start != "random" and config.data.split.valid == 0:
         own = config.sparsity.hse if start == "hse" else config.sparsity.local_inverse
         if isinstance(own.regularization, tuple):

@@ -34,8 +34,21 @@ class LocalInverseSettings(Settings):
     """β: a history of n items counts as n^−β (on average over interactions as 1) in the Gram matrix; 0: all alike."""
     entries: Annotated[int, Field(ge=1, le=1024)] = 100
     """m, the size of each item's pattern."""
+    pattern: Literal["conditional", "two_hop", "greedy"] = "conditional"
+    """Which more popular items are in it: those with the largest G_ij / G_jj, the strongest neighbours' own counted too
+    (`two_hop`), or one after the other what explains most of what those before it leave (`greedy`)."""
+    candidates: Annotated[int, Field(ge=1, le=1024)] = 200
+    """Of `greedy`: the size of the conditional pattern that members are chosen from."""
+    cuts: Annotated[int, Field(ge=1, le=8)] = 1
+    """Cuts in which the budget is reached: the last leaves what it allows, each before it twice as much as the next,
+    and what is left is solved again in between."""
+    refine: Annotated[int, Field(ge=0, le=16)] = 0
+    """Times that each item gets back, after the cut, as many members of its first pattern as it has kept, those with
+    the largest gradient, and all are solved and cut again."""
     refit: bool = True
     """Solve for the values again on the entries that the cut has left."""
+    gain_power: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
+    """γ: gains are divided by (1 + count)^γ after the cut, so that rarer items rank higher for γ above 0."""
     tasks: PositiveInt = 4
     """Tasks at a time that count pairs and solve ranges of items."""
     memory_mb: PositiveInt = 1024

@@ -10,6 +10,7 @@ from hse_dist.config import (
     BudgetSettings,
     DropSettings,
     GrowSettings,
+    LocalInverseSettings,
     ModelSettings,
     ScheduleSettings,
     SparsitySettings,
@@ -19,6 +20,7 @@ from hse_dist.sparsity.policies import POLICIES, README, with_table
 
 KINDS = {
     "sparsity.start": SparsitySettings.model_fields["start"],
+    "sparsity.local_inverse.pattern": LocalInverseSettings.model_fields["pattern"],
     "sparsity.schedule": ScheduleSettings.model_fields["kind"],
     "sparsity.drop": DropSettings.model_fields["kind"],
     "sparsity.grow": GrowSettings.model_fields["kind"],

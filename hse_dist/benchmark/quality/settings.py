@@ -33,9 +33,18 @@ METHODS: dict[str, tuple[str, ...]] = {
 COORDINATION = {"global": OURS_NAME, "row": "ours-row", "popularity": "ours-popularity"}
 """Kinds of budget and the methods that show what each is worth; they are left out of the picture."""
 
+_INVERSE = "sparsity.local_inverse"
+_FLATTER = (f"{_INVERSE}.history_power=0.3", f"{_INVERSE}.regularization=30.0")
+
 OURS: dict[str, dict[int | None, tuple[str, ...]]] = {
     "ml-100k": {None: ()},
-    "citeulike-a": {None: ()},
+    "citeulike-a": {
+        None: (f"{_INVERSE}.gain_power=0.1",),
+        64: (f"{_INVERSE}.cuts=3", f"{_INVERSE}.history_power=0.4"),
+        128: (f"{_INVERSE}.cuts=2", f"{_INVERSE}.history_power=0.4"),
+        256: (f"{_INVERSE}.cuts=2", *_FLATTER),
+        512: _FLATTER,
+    },
     "gowalla": {None: ()},
     "amazon-book-kgat": {None: ()},
 }

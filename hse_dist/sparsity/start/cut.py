@@ -91,12 +91,14 @@ def cut(
     gains: Doubles | None,
     new_selection: NewSelection,
     at_a_time: int,
+    gain_power: float = 0.0,
 ) -> dict[str, Any]:
     """Cut the parts under `work/parts` to the budget and write the files of a start under `target`.
 
     Args:
         counts: int64 [rows], training interactions.
         gains: float64 [rows], or None for -1 / ‖row‖².
+        gain_power: of rows that are not scaled to length 1, gains are divided by (1 + count)^this after the cut.
 
     Returns:
         what the manifest says of the cut: live_entries, value_scale, gain_scale.
@@ -115,7 +117,8 @@ def cut(
     else:
         lengths = _lengths(counts, np.concatenate(found), budget, budget.power)
         choices = [lengths[mine.first : mine.last] for mine in ranges]
-    parts = [(mine, choice, budget) for mine, choice in zip(ranges, choices, strict=True)]
+    shares = [np.power(1.0 + counts[mine.first : mine.last], -gain_power, dtype=np.float64) for mine in ranges]
+    parts = [(*each, budget) for each in zip(ranges, choices, shares, strict=True)]
     sums = run(_cut_range, parts, label="start cut")
     live, norms, magnitudes = (sum(part) for part in zip(*sums, strict=True))
     scales = {"value_scale": len(counts) / norms, "gain_scale": len(counts) / magnitudes}
@@ -195,12 +198,12 @@ def _count(task: tuple[_Range, Query]) -> Counts:
         return histogram(stored["keys"], query)
 
 
-def _cut_range(task: tuple[_Range, Selection | Ints, Budget]) -> tuple[int, float, float]:
-    """Apply the decision (of all rows, or the range's numbers) to a range: its live entries, the sum of its rows'
-    lengths, and of their |gain|."""
-    mine, choice, budget = task
+def _cut_range(task: tuple[_Range, Selection | Ints, Doubles, Budget]) -> tuple[int, float, float]:
+    """Apply the decision (of all rows, or the range's numbers) to a range, and the shares to its gains: its live
+    entries, the sum of its rows' lengths, and of their |gain|."""
+    mine, choice, shares, budget = task
     with np.load(mine.file("gathered")) as stored:
-        triples, gains = _triples(stored), stored["gains"]
+        triples, gains = _triples(stored), stored["gains"] * shares
         if isinstance(choice, Selection):
             mask = stored["kept"].copy()
             mask[~mask] = chosen(stored["keys"], choice, mine.index, True)

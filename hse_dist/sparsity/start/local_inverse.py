@@ -3,14 +3,15 @@
 In: the co-occurrence of a catalogue ordered by falling count. Out: triples (row, column, value) of the item embeddings.
 
 With G = XᵀX + Λ (XᵀWX + Λ, where users have weights), item i's pattern S is i itself and the m - 1 more popular items
-j with the largest G_ij / G_jj. The factor's row is L[i, S] = y / √y_i where G[S, S] y = e_i, so that LᵀL ≈ G⁻¹ and
-column j of L is item j's embedding. With the Cholesky factor G[S, S] = UᵀU and i last in S, that row is simply the
-solution of U x = e_i.
+j with the largest G_ij / G_jj (or others, `patterns.py`). The factor's row is L[i, S] = y / √y_i where G[S, S] y = e_i,
+so that LᵀL ≈ G⁻¹ and column j of L is item j's embedding. With the Cholesky factor G[S, S] = UᵀU and i last in S, that
+row is simply the solution of U x = e_i.
 
 The cut to the budget leaves each item a smaller pattern, on which the same solve gives the best values, as the others
 make up for those that were cut: the refit. The cut's score |value| · √|gain| is what suits it: leaving j out of S makes
 y_i smaller by its share L[i, j]² / (G[S, S]⁻¹)_jj (the saliency of the optimal brain surgeon, Hassibi & Stork, NIPS
-1992), and 1 / |gain| estimates that divisor.
+1992), and 1 / |gain| estimates that divisor. So it does best for few at a time: `cuts` in which the budget is reached,
+each with a refit (Han et al., Learning both Weights and Connections, NIPS 2015), cut with better values.
 
 Λ is λI and, with dropout p of the histories, p / (1 - p) · diag(XᵀX) (EDLAE: Steck, NeurIPS 2020): rare items are held
 by λ, popular ones by their own count.
@@ -22,6 +23,7 @@ Source: Kolotilina & Yeremin, factorized sparse approximate inverse, SIAM J. Mat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +76,11 @@ class Patterns:
     offsets: Ints
     columns: Ints
 
+    def part(self, begin: int, end: int) -> Patterns:
+        """Those from the begin-th to before the end-th."""
+        offsets = self.offsets[begin : end + 1]
+        return Patterns(self.first + begin, offsets - offsets[0], self.columns[offsets[0] : offsets[-1]])
+
 
 @dataclass(frozen=True)
 class Regularization:
@@ -101,7 +108,7 @@ def find_patterns(pairs: CoOccurrence, first: int, last: int, *, diagonal: Doubl
     starts = pairs.offsets[first : last + 1] - begin
     for r in np.flatnonzero(np.diff(starts) > size - 1):
         row = slice(starts[r], starts[r + 1])
-        keep[row] = _strongest(weights[row], size - 1)
+        keep[row] = strongest(weights[row], size - 1)
     items = np.repeat(np.arange(first, last), np.diff(starts))
     return join_patterns(items[keep], columns[keep].astype(np.int64), first, last)
 
@@ -116,7 +123,7 @@ def join_patterns(items: Ints, members: Ints, first: int, last: int) -> Patterns
     return Patterns(first, offsets, members[order])
 
 
-def _strongest(weights: Doubles, count: int) -> npt.NDArray[np.bool_]:
+def strongest(weights: Doubles, count: int) -> npt.NDArray[np.bool_]:
     """Which of the weights are the `count` largest; ties go to the first."""
     if count == 0:
         return np.zeros(len(weights), dtype=bool)
@@ -138,6 +145,18 @@ def solve(
         NumericError: a block of the Gram matrix is not positive definite in float64; names the item's row.
     """
     values = np.empty(len(patterns.columns), np.float32)
+    for r, _, gram in local_grams(pairs, patterns, regularization):
+        row = solve_one(gram, patterns.first + r, regularization, guard)
+        values[patterns.offsets[r] : patterns.offsets[r + 1]] = row
+    sizes = np.diff(patterns.offsets)
+    items = np.repeat(patterns.first + np.arange(len(sizes)), sizes)
+    return Triples(patterns.columns, items, values)
+
+
+def local_grams(
+    pairs: CoOccurrence, patterns: Patterns, regularization: Regularization
+) -> Iterator[tuple[int, Ints, Doubles]]:
+    """For each pattern its number, its members and the lower triangle of its block of G, float64 [size, size]."""
     diagonal = regularization.diagonal(pairs.counts)
     sizes = np.diff(patterns.offsets)
     step = max(SHARED // int(sizes.max(initial=1)) ** 2, 1)
@@ -145,22 +164,29 @@ def solve(
         batch = np.arange(begin, min(begin + step, len(sizes)))
         members, counts = _padded(patterns, batch, padding=len(pairs.counts))
         for r, shared in enumerate(_look_up(pairs, members, counts)):
-            item, count = int(batch[r]), int(counts[r])
-            gram = shared[:count, :count].astype(np.float64)
-            gram.flat[:: count + 1] = diagonal[members[r, :count]]
-            row = _solve(gram if guard is None else gram.copy())
-            if row is None and guard is not None:
-                row = guard.solve(gram)
-            if row is None:
-                raise NumericError(
-                    f"The Gram matrix of the pattern of item row {patterns.first + item} is not positive definite.",
-                    cause="The regularization is too small for these counts.",
-                    setting="sparsity.local_inverse.regularization",
-                    value=regularization.constant,
-                )
-            values[patterns.offsets[item] : patterns.offsets[item + 1]] = row
-    items = np.repeat(patterns.first + np.arange(len(sizes)), sizes)
-    return Triples(patterns.columns, items, values)
+            own = members[r, : counts[r]]
+            gram = shared[: len(own), : len(own)].astype(np.float64)
+            gram.flat[:: len(own) + 1] = diagonal[own]
+            yield int(batch[r]), own, gram
+
+
+def solve_one(gram: Doubles, item: int, regularization: Regularization, guard: Guard | None = None) -> Doubles:
+    """y / √y_i of G[S, S] y = e_i from the lower triangle of G[S, S], i last, which is overwritten without a guard.
+
+    Raises:
+        NumericError: the matrix is not positive definite in float64; names the item's row.
+    """
+    row = _solve(gram if guard is None else gram.copy())
+    if row is None and guard is not None:
+        row = guard.solve(gram)
+    if row is None:
+        raise NumericError(
+            f"The Gram matrix of the pattern of item row {item} is not positive definite.",
+            cause="The regularization is too small for these counts.",
+            setting="sparsity.local_inverse.regularization",
+            value=regularization.constant,
+        )
+    return row
 
 
 def _padded(patterns: Patterns, batch: Ints, padding: int) -> tuple[Ints, Ints]:

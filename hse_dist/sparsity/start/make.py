@@ -1,7 +1,8 @@
 """Make a start: from prepared histories to a start folder, by the kind that the configuration names.
 
     local_inverse   pairs counted by tasks → ranges of items solved as tasks → parts by range of rows → global cut
-                    (with `refit`: → what is left, by range of items → solved again → parts → cut again)
+                    (with `refit`: → what is left, by range of items → solved again → parts → cut again; before that
+                    so many `cuts` that fall to the budget, and with `refine` patterns that grow before they are solved)
     hse             exact factor on the driver                      → parts by range of rows → global cut
     random          ranges of rows, each by itself
 
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as ss
 
-from hse_dist.config import MAX_DIMS, Config
+from hse_dist.config import MAX_DIMS, Config, LocalInverseSettings
 from hse_dist.data.prepared import HistoryBlock
 from hse_dist.errors import ConfigError, DataError
 from hse_dist.files import new_folder, write_json
@@ -183,13 +184,15 @@ def _check(config: Config, items: int, dims: int) -> None:
         )
 
 
-def _budget(config: Config, counts: Ints) -> Budget:
-    live, budget, block = live_at_start(config), config.sparsity.budget, config.sparsity.structure.unit
+def _budget(config: Config, counts: Ints, times: int = 1) -> Budget:
+    """What a cut leaves; of one that leaves more for those after it, so many times the final number."""
+    live, budget, block = times * live_at_start(config), config.sparsity.budget, config.sparsity.structure.unit
     unit, total, structure = config.model.row_norm == "unit", live * len(counts) // block, (block, _group(config))
     if budget.kind == "row":
         return Budget(total, live // block, live // block, unit, None, *structure)
     power = budget.power if budget.kind == "popularity" else None
-    return Budget(total, *row_limits(config.sparsity), unit, power, *structure)
+    floor, ceiling = row_limits(config.sparsity)
+    return Budget(total, floor, times * ceiling, unit, power, *structure)
 
 
 def _local_inverse(
@@ -203,21 +206,23 @@ def _local_inverse(
 ) -> dict[str, Any]:
     settings, gram = config.sparsity.local_inverse, target / "gram"
     seen("count")
-    blocks = config.sparsity.structure.unit > 1
-    sampled = count_pairs(prepared, settings, gram, every=blocks and settings.refit)
+    stages = _stages(settings)
+    every = settings.pattern == "two_hop" or (config.sparsity.structure.unit > 1 and len(stages) > 1)
+    sampled = count_pairs(prepared, settings, gram, every=every)
 
     def make(constant: float, folder: Path) -> dict[str, Any]:
-        job = Job(gram, prepared.items, settings, constant)
-        first = folder / "first" if settings.refit else folder
-        seen("solve")
-        shifted = solve_all(job, first / "work" / "parts")
-        seen("cut")
-        made = _cut(config, prepared, first, None, new_selection)
-        if settings.refit:
-            seen("refit")
-            shifted += refit_all(job, first, folder / "work")
-            shutil.rmtree(first)
-            made = _cut(config, prepared, folder, None, new_selection)
+        job, before = Job(gram, prepared.items, settings, constant), folder / "before"
+        shifted, made = 0, dict[str, Any]()
+        for index, (stage, times) in enumerate(stages):
+            seen(stage)
+            place = folder if index == len(stages) - 1 else folder / f"cut-{index}"
+            if stage == "solve":
+                shifted += solve_all(job, place / "work" / "parts")
+                seen("cut")
+            else:
+                shifted += refit_all(job, before, place / "work", wider=stage == "refine")
+                shutil.rmtree(before)
+            made, before = _cut(config, prepared, place, None, new_selection, times), place
         if sampled:
             log.info("Of %d long histories a sample was counted; %d diagonals were raised.", sampled, shifted)
         return {"sampled_histories": sampled, "shifted_patterns": shifted, **made}
@@ -225,6 +230,12 @@ def _local_inverse(
     made = _of_one_or_several(settings.regularization, config, prepared, target, make, judge)
     shutil.rmtree(gram)
     return made
+
+
+def _stages(settings: LocalInverseSettings) -> list[tuple[str, int]]:
+    """What comes before each cut, and how many times the final number of entries that cut leaves."""
+    falling = [("refit" if left < settings.cuts - 1 else "solve", 2**left) for left in reversed(range(settings.cuts))]
+    return falling + [("refine", 1)] * settings.refine + [("refit", 1)] * settings.refit
 
 
 def _hse(
@@ -266,12 +277,24 @@ def _of_one_or_several(
 
 
 def _cut(
-    config: Config, prepared: Histories, target: Path, gains: Doubles | None, new_selection: NewSelection
+    config: Config,
+    prepared: Histories,
+    target: Path,
+    gains: Doubles | None,
+    new_selection: NewSelection,
+    times: int = 1,
 ) -> dict[str, Any]:
     """Cut the parts in `target/work` into the files of the start, and remove the work."""
-    budget, tasks = _budget(config, prepared.counts()), config.sparsity.local_inverse.tasks
+    counts, settings = prepared.counts(), config.sparsity.local_inverse
     made = cut(
-        target / "work", target, prepared.counts(), budget, gains=gains, new_selection=new_selection, at_a_time=tasks
+        target / "work",
+        target,
+        counts,
+        _budget(config, counts, times),
+        gains=gains,
+        new_selection=new_selection,
+        at_a_time=settings.tasks,
+        gain_power=settings.gain_power if config.sparsity.start == "local_inverse" else 0.0,
     )
     shutil.rmtree(target / "work")
     return made

@@ -21,14 +21,8 @@ from hse_dist.data.prepared import HistoryBlock
 from hse_dist.sparsity.start.folder import row_ranges
 from hse_dist.sparsity.start.gram import CoOccurrence, Counting, Keep, open_co_occurrence, write_co_occurrence
 from hse_dist.sparsity.start.history_files import SCAN_USERS, Sampling
-from hse_dist.sparsity.start.local_inverse import (
-    Guard,
-    Patterns,
-    Regularization,
-    find_patterns,
-    join_patterns,
-    solve,
-)
+from hse_dist.sparsity.start.local_inverse import Guard, Patterns, Regularization, join_patterns, solve
+from hse_dist.sparsity.start.patterns import candidates, first_patterns, grow, pool_size
 from hse_dist.sparsity.start.triples import exchange, read_parts, write_parts
 from hse_dist.sparsity.start.weights import UNIT, count_lengths, weights_by_length
 from hse_dist.tasks import map_tasks
@@ -89,7 +83,7 @@ def count_pairs(histories: Scanned, settings: LocalInverseSettings, folder: Path
         weights = weights_by_length(lengths, settings.history_power)
     counting = Counting(settings.memory_mb << 20, settings.tasks, Sampling(settings.max_history, settings.sample_seed))
     listed = (constants,) if isinstance(constants, float) else constants
-    keep = Keep([_regularization(settings, constant).diagonal for constant in listed], settings.entries)
+    keep = Keep([_regularization(settings, constant).diagonal for constant in listed], pool_size(settings))
     blocks = histories.scan("train", batch_users=SCAN_USERS)
     write_co_occurrence(blocks, histories.items, folder, counting, None if every else keep, weights)
     return open_co_occurrence(folder).sampled
@@ -105,7 +99,7 @@ def solve_all(job: Job, parts: Path) -> int:
         NumericError: a block of the Gram matrix is not positive definite.
     """
     settings, offsets = job.settings, open_co_occurrence(job.gram).offsets
-    bounds = solve_bounds(offsets, settings.entries, settings.memory_mb << 20, settings.tasks)
+    bounds = solve_bounds(offsets, pool_size(settings), settings.memory_mb << 20, settings.tasks)
     tasks = [(job, parts, index, *bounds) for index, bounds in enumerate(pairwise(bounds))]
     return sum(map_tasks(_solve, tasks, at_a_time=settings.tasks, label="start solve"))
 
@@ -126,8 +120,7 @@ def solve_bounds(offsets: Ints, entries: int, memory: int, tasks: int) -> list[i
 def _solve(task: tuple[Job, Path, int, int, int]) -> int:
     job, parts, index, first, last = task
     pairs = open_co_occurrence(job.gram)
-    diagonal = job.regularization.diagonal(pairs.counts)
-    patterns = find_patterns(pairs, first, last, diagonal=diagonal, size=job.settings.entries)
+    patterns = first_patterns(pairs, first, last, job.regularization, job.settings)
     return _solve_patterns(job, pairs, patterns, parts, index)
 
 
@@ -137,8 +130,11 @@ def _solve_patterns(job: Job, pairs: CoOccurrence, patterns: Patterns, parts: Pa
     return 0 if guard is None else guard.shifted
 
 
-def refit_all(job: Job, start: Path, work: Path) -> int:
+def refit_all(job: Job, start: Path, work: Path, *, wider: bool = False) -> int:
     """Solve again on the entries of a start folder; parts of triples under `work/parts`.
+
+    Args:
+        wider: let each pattern grow by as many members as the start has left of it first.
 
     Returns:
         patterns whose diagonal was raised.
@@ -150,8 +146,9 @@ def refit_all(job: Job, start: Path, work: Path) -> int:
     map_tasks(
         _exchange, [(start, work, index) for index, _ in ranges], at_a_time=job.settings.tasks, label="start exchange"
     )
-    tasks = [(job, work, index, *bounds) for index, bounds in ranges]
-    return sum(map_tasks(_refit, tasks, at_a_time=job.settings.tasks, label="start refit"))
+    tasks = [(job, work, index, *bounds, wider) for index, bounds in ranges]
+    label = "start refine" if wider else "start refit"
+    return sum(map_tasks(_refit, tasks, at_a_time=job.settings.tasks, label=label))
 
 
 def _exchange(task: tuple[Path, Path, int]) -> None:
@@ -159,10 +156,28 @@ def _exchange(task: tuple[Path, Path, int]) -> None:
     exchange(start, work / "left", index)
 
 
-def _refit(task: tuple[Job, Path, int, int, int]) -> int:
-    job, work, index, first, last = task
+def _refit(task: tuple[Job, Path, int, int, int, bool]) -> int:
+    job, work, index, first, last, wider = task
     left = read_parts(work / "left", index)
     # whole blocks of columns have entries that a lower factor has not, and perhaps columns of no item
     left = left.take((left.columns <= left.rows) & (left.rows < job.items))
+    pairs = open_co_occurrence(job.gram)
     patterns = join_patterns(left.rows, left.columns, first, last)
-    return _solve_patterns(job, open_co_occurrence(job.gram), patterns, work / "parts", index)
+    if wider and last > first:
+        patterns = _grown(job, pairs, patterns)
+    return _solve_patterns(job, pairs, patterns, work / "parts", index)
+
+
+def _grown(job: Job, pairs: CoOccurrence, left: Patterns) -> Patterns:
+    """The patterns with what they grow by, made in pieces that the task's memory holds."""
+    settings, guard = job.settings, Guard() if pairs.sampled else None
+    offsets = pairs.offsets[left.first : left.first + len(left.offsets)]
+    grown = []
+    for begin, end in pairwise(solve_bounds(offsets, pool_size(settings), settings.memory_mb << 20, tasks=1)):
+        first, last = left.first + begin, left.first + end
+        piece = left.part(begin, end)
+        pool = candidates(pairs, first, last, job.regularization, settings)
+        grown.append(grow(pairs, piece, pool, job.regularization, guard))
+    lengths = np.concatenate([np.diff(piece.offsets) for piece in grown])
+    columns = np.concatenate([piece.columns for piece in grown])
+    return Patterns(left.first, np.concatenate([[0], np.cumsum(lengths)]), columns)

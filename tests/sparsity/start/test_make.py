@@ -213,6 +213,46 @@ def test_tasks_and_memory_change_no_byte_of_a_chosen_sampled_start(
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize(
+    "own", [{"pattern": "two_hop"}, {"pattern": "greedy", "candidates": 16}, {"cuts": 2, "refine": 1}]
+)
+def test_tasks_and_memory_change_no_byte_of_other_patterns(
+    histories, small_ranges: int, tmp_path: Path, own: dict[str, Any]
+) -> None:
+    found = []
+    for tasks, memory in ((1, 1), (7, 64)):
+        settings = config("local_inverse", live=4, entries=9, **own, tasks=tasks, memory_mb=memory)
+        start = make_start(settings, histories, tmp_path / str(tasks))
+        assert start.live_entries == 200
+        found.append(content(start.folder))
+    assert found[0] == found[1]
+    usual = make_start(config("local_inverse", live=4, entries=9), histories, tmp_path / "usual")
+    assert not np.array_equal(start.entries()[1], usual.entries()[1])
+
+
+def test_cuts_fall_to_the_budget(histories, small_ranges: int, tmp_path: Path) -> None:
+    wide = make_start(config("local_inverse", live=8, budget={"ceiling": 40}), histories, tmp_path / "wide")
+    twice = make_start(config("local_inverse", live=4, cuts=2), histories, tmp_path / "twice")
+    assert twice.live_entries == 200
+    left = dense(wide) != 0
+    assert left[dense(twice) != 0].mean() > 0.98  # of what the first cut left; the refit brings back items' own entries
+
+
+def test_gains_are_divided_by_a_power_of_the_counts(histories, small_ranges: int, tmp_path: Path) -> None:
+    usual = make_start(config("local_inverse", live=4), histories, tmp_path / "usual")
+    raised = make_start(config("local_inverse", live=4, gain_power=0.25), histories, tmp_path / "raised")
+    np.testing.assert_array_equal(dense(raised), dense(usual))
+    expected = usual.gains() / (1.0 + histories.counts()) ** 0.25
+    np.testing.assert_allclose(raised.gains(), expected / np.abs(expected).mean(), rtol=1e-5)
+
+
+def test_refinement_of_sampled_blocks_and_of_two_hops_ends_exact_in_number(histories, tmp_path: Path) -> None:
+    raw = config("local_inverse", live=8, refine=1, max_history=4, history_power=0.5, pattern="two_hop").model_dump()
+    raw["sparsity"]["structure"] = {"kind": "block", "block": 4}
+    start = make_start(parse_config(raw, "test"), histories, tmp_path / "start")
+    assert start.live_entries == 400 and start.manifest["sampled_histories"] > 50
+
+
 @pytest.mark.ray
 def test_ray_tasks_change_no_byte(shared_ray, many_histories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config("local_inverse", entries=16)
