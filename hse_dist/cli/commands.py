@@ -137,20 +137,30 @@ def recommend(words: Namespace) -> Result:
         from hse_dist.export.batch import recommend_file
 
         return recommend_file(words.export, words.histories, words.output, words.k)
-    return _recommend_one(words.export, [text.strip() for text in words.items.split(",") if text.strip()], words.k)
+    ids = [text.strip() for text in words.items.split(",") if text.strip()]
+    return _recommend_one(words.export, ids, words.feature, words.k)
 
 
-def _recommend_one(folder: str, ids: list[str], k: int) -> Result:
-    import pyarrow as pa
-
+def _recommend_one(folder: str, ids: list[str], given: list[tuple[str, list[str]]], k: int) -> Result:
     from hse_dist.export.recommender import Recommender
 
     recommender = Recommender.load(folder)
-    # the command line has only texts; one that is no number stays a text, and is reported as unknown
-    whole = pa.types.is_integer(recommender.item_ids.type)
-    history = [int(text) if whole and text.removeprefix("-").isdecimal() else text for text in ids]
-    answer = recommender.recommend(history, k)
-    return {"history": history, "items": answer.items, "scores": answer.scores, "unknown": answer.unknown}
+    history = [_typed(text, recommender.item_ids.type) for text in ids]
+    features: dict[str, list[Any]] = {}
+    for name, values in given:
+        kind = recommender.contexts.type_of(name) if name in recommender.features else None
+        features.setdefault(name, []).extend(_typed(text, kind) for text in values)
+    answer = recommender.recommend(history, k, features=features or None)
+    found = {"history": history, "items": answer.items, "scores": answer.scores, "unknown": answer.unknown}
+    return {**found, "features": features, "unknown_features": answer.unknown_features} if features else found
+
+
+def _typed(text: str, kind: Any) -> int | str:
+    """The command line has only texts; one that is no number stays a text, and is reported as unknown."""
+    import pyarrow as pa
+
+    whole = kind is not None and pa.types.is_integer(kind)
+    return int(text) if whole and text.removeprefix("-").isdecimal() else text
 
 
 def serve(words: Namespace) -> Result:

@@ -55,6 +55,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("export --to needs --since (a whole export goes to export.folder)")
     if words.job == "recommend" and words.histories and not words.output:
         parser.error("recommend --histories needs --output")
+    if words.job == "recommend" and words.histories and words.feature:
+        parser.error("recommend --feature is for --items; a file of histories has columns of features")
     if words.job == "submit":
         check_submit(words, options, parse, parser.error)
     return words
@@ -162,8 +164,18 @@ def _add_recommend(jobs: Jobs) -> None:
     histories = job.add_mutually_exclusive_group(required=True)
     histories.add_argument("--items", metavar="ID,ID,…", help="the item ids of one history")
     histories.add_argument("--histories", metavar="FILE.parquet", help="a user a row, with the list of its item ids")
+    text = "what else is known of the user, e.g. --feature country=de; as often as wanted, also with --items ''"
+    job.add_argument("--feature", metavar="NAME=VALUE,…", action="append", default=[], type=_feature, help=text)
     job.add_argument("--output", metavar="FILE.parquet", help="where the answers to --histories go")
     job.add_argument("-k", type=_number, default=10, help="recommendations a history (default: 10)")
+
+
+def _feature(text: str) -> tuple[str, list[str]]:
+    """A feature's name and values."""
+    name, equals, values = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} has not the form NAME=VALUE")
+    return name, [value.strip() for value in values.split(",") if value.strip()]
 
 
 def _add_benchmark(jobs: Jobs) -> None:

@@ -150,15 +150,24 @@ def _cards(train: list[dict[str, Any]], valid: list[dict[str, Any]], journal: li
 
 def _quality(train: list[dict[str, Any]], valid: list[dict[str, Any]]) -> dict[str, str]:
     names = ("ndcg@100", "recall@20", "recall@50")
-    return {
+    charts = {
         "Loss": lines({"loss": _points(train, "loss")}, "step"),
         "Validation": lines({name: _points(valid, name) for name in names}, "step"),
     }
+    weights = {name: _points(train, "parameters", name) for name in _names(train, "parameters")}
+    return charts | ({"Weights of features, temperature": lines(weights, "step")} if weights else {})
+
+
+def _names(events: Iterable[dict[str, Any]], key: str) -> list[str]:
+    """What the events' dictionaries `key` have, in order."""
+    found = (event.get(key) for event in events)
+    return list(dict.fromkeys(name for value in found if isinstance(value, dict) for name in value))
 
 
 def _entries(journal: list[dict[str, Any]]) -> dict[str, str]:
     thirds = {name: _points(journal, "tables", "item", name) for name in ("head", "middle", "tail")}
     churn = {name: _points(journal, name) for name in ("dropped", "grown", "restored")}
+    tables = {name: _points(journal, "tables", name, "live") for name in _names(journal, "tables")}
     used = [(step, 1 - dead) for step, dead in _points(journal, "dead_columns")]
     return {
         "Live entries by third of popularity": lines(thirds, "step", zero=True),
@@ -167,6 +176,7 @@ def _entries(journal: list[dict[str, Any]]) -> dict[str, str]:
         "Share of positions ever live": lines({"explored": _points(journal, "explored")}, "step", zero=True),
         "Mean age of a live entry, in rewires": lines({"age": _points(journal, "mean_age")}, "step", zero=True),
         "Live entries": lines({"live": _points(journal, "live")}, "step", zero=True),
+        **({"Live entries by table": lines(tables, "step", zero=True)} if len(tables) > 1 else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import hse_dist.export.recommender as module
+from hse_dist.cli.main import main
 from hse_dist.errors import ConfigError, DataError, ExportError
 from hse_dist.export.batch import recommend_file
 from hse_dist.export.delta import write_delta
@@ -166,3 +168,15 @@ def test_a_file_of_histories_has_columns_of_features(made: Made, folder: Path, t
     pq.write_table(pa.table({**table, "age": ["young"] * 4}), tmp_path / "h.parquet")
     with pytest.raises(DataError, match=r"The age of the histories .* are string, those of the export int64"):
         recommend_file(folder / "csr", tmp_path / "h.parquet", tmp_path / "r.parquet")
+
+
+def test_the_command_line_takes_features(made: Made, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = ["--feature", "age=24", "--feature", "tags=a,zz"]
+    words = ["recommend", str(folder / "csr"), "--items", "", "-k", "5", *given]
+    assert main(words) == 0
+    answer = json.loads(capfd.readouterr().out)
+    wanted = made.slow(set(), {"age": {24}, "tags": {"a"}}, 5)
+    assert answer["items"] == [item for item, _ in wanted]
+    assert answer["features"] == {"age": [24], "tags": ["a", "zz"]} and answer["unknown_features"] == {"tags": ["zz"]}
+    assert main([*words[:4], "--feature", "height=3"]) == 2
+    assert "height" in capfd.readouterr().err
