@@ -4,7 +4,7 @@ In: binary histories and λ. Out: P = (XᵀX + λI)⁻¹, items × items, and sc
 
 Steck, Embarrassingly Shallow Autoencoders for Sparse Data (WWW 2019), eq. 8: the weights are B_ij = -P_ij / P_jj off
 the diagonal and 0 on it, the scores x·B. Seen items are not ranked, so the diagonal never matters and B needs no matrix
-of its own: one matrix is filled with the Gram matrix, factored, inverted and mirrored in place (LAPACK potrf, potri),
+of its own: one matrix is filled with the Gram matrix, factored, inverted and mirrored in place,
 and scores are x·P scaled by column.
 """
 
@@ -13,15 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 import scipy.sparse as sp
 
 from hse_dist.baselines.fitting import need_memory
-from hse_dist.errors import ConfigError, NumericError, ResourceError
+from hse_dist.errors import ConfigError, NumericError
+from hse_dist.sparsity.start.dense_inverse import invert_in_place
 
-MOST_ITEMS = 30_000
-"""Of a matrix that LAPACK factors. Beyond, SciPy's OpenBLAS (0.3.30) ended the process with two threads (at 32 000 and
-40 981 items, float32), and torch's MKL did after half an hour; `sparsity.hse.max_items` is the same."""
 DOUBLE_ITEMS = 10_000
 """Up to so many items the arithmetic is float64; beyond, float32 halves memory and time."""
 
@@ -55,13 +52,9 @@ def fit_ease(x: sp.csr_matrix, regularization: float, dtype: np.dtype | type) ->
     # the lower triangle of a Fortran matrix, which LAPACK overwrites instead of copying it
     matrix = _gram(x, np.dtype(dtype))
     matrix[np.diag_indices_from(matrix)] += regularization
-    potrf, potri = scipy.linalg.get_lapack_funcs(("potrf", "potri"), (matrix,))
-    matrix, failed = potrf(matrix, lower=1, clean=0, overwrite_a=1)
-    if not failed:
-        matrix, failed = potri(matrix, lower=1, overwrite_c=1)
-    if failed:
+    if not invert_in_place(matrix):
         raise NumericError(
-            f"XᵀX + λI is not positive definite in {matrix.dtype} (LAPACK info {failed}).",
+            f"XᵀX + λI is not positive definite in {matrix.dtype}.",
             cause=f"The regularization {regularization} is too small for these counts.",
         )
     mirror(matrix)
@@ -94,16 +87,11 @@ def mirror(matrix: np.ndarray) -> None:
 
 
 def check_memory(items: int, dtype: np.dtype, users: int) -> None:
-    """Check that one matrix of items × items fits, and is none that LAPACK fails on.
+    """Check that one matrix of items × items fits.
 
     Raises:
-        ResourceError: it does not, or is.
+        ResourceError: it does not.
     """
-    if items > MOST_ITEMS:
-        raise ResourceError(
-            f"EASE of {items} items is more than the LAPACK libraries here can factor; {MOST_ITEMS} is the limit.",
-            cause="They end the process beyond. Leave out rare items (data.min_item_count).",
-        )
     # the matrix in place, the blocks that fill and mirror it, and a block of scores in both precisions
     needed = items * dtype.itemsize * (items + 3 * _SIDE) + users * items * (dtype.itemsize + 4)
     cause = "It is items × items: leave out rare items (data.min_item_count) or use a larger machine."

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.linalg
 
 from hse_dist.baselines.ease import DOUBLE_ITEMS, Ease, check_memory, fit_ease, mirror
 from hse_dist.baselines.fitting import top_lists
 from hse_dist.errors import NumericError
 from hse_dist.files import new_file
+from hse_dist.sparsity.start.dense_inverse import factor_in_place
 
 if TYPE_CHECKING:
     from hse_dist.data.prepared import Prepared
@@ -148,13 +148,11 @@ def factorize(model: Ease) -> np.ndarray:
         NumericError: no multiple of the diagonal makes it positive definite.
     """
     matrix = model.inverse.T
-    (potrf,) = scipy.linalg.get_lapack_funcs(("potrf",), (matrix,))
     diagonal = matrix.diagonal().copy()
     np.negative(matrix, out=matrix)
     for doubling in range(1, _DOUBLINGS + 1):
         np.fill_diagonal(matrix, (2**doubling - 1) * diagonal)
-        matrix, failed = potrf(matrix, lower=1, clean=0, overwrite_a=1)
-        if not failed:
+        if factor_in_place(matrix):
             return matrix
         mirror(matrix.T)  # the upper triangle still has what was overwritten
     raise NumericError("c · diag(P) - P is not positive definite.", cause="The regularization is too small.")

@@ -95,9 +95,6 @@ def test_what_cannot_be_fitted_is_refused(folder, monkeypatch) -> None:
     with pytest.raises(DataError, match="'valid' has no users"):
         evaluate_baseline("ease", Folder(sizes={"train": 5, "valid": 0, "test": 5}), "test")
     assert evaluate_baseline("ease", Folder(sizes={"train": 5, "valid": 0, "test": 5}), "test", regularization=1.0)
-    with monkeypatch.context() as patch, pytest.raises(ResourceError, match=r"EASE of 130 items .* 100 is the limit"):
-        patch.setattr(ease, "MOST_ITEMS", 100)
-        evaluate_baseline("ease", folder, "test", regularization=5.0)
     monkeypatch.setattr(fitting, "available_memory", lambda: 2**20)
     with pytest.raises(ResourceError, match=r"EASE of 130 items needs .* GiB"):
         evaluate_baseline("ease", folder, "test", regularization=5.0)

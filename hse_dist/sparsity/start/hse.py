@@ -19,9 +19,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as ss
-from scipy.linalg import lapack
 
 from hse_dist.errors import NumericError
+from hse_dist.sparsity.start.dense_inverse import factor_in_place, invert_in_place
 from hse_dist.sparsity.start.gram import lower_blocks
 from hse_dist.sparsity.start.local_inverse import Regularization
 from hse_dist.sparsity.start.triples import Triples
@@ -51,8 +51,7 @@ def factorize(
         diagonal = factor.diagonal().copy()
         np.negative(factor, out=factor)
         np.fill_diagonal(factor, (multiple - 1) * diagonal)
-        factor, failed = lapack.dpotrf(factor, lower=1, overwrite_a=1, clean=1)
-        if not failed:
+        if factor_in_place(factor, clean=True):
             return factor, 1.0 / diagonal, multiple
     raise _not_positive(regularization)
 
@@ -69,11 +68,9 @@ def _inverse(histories: ss.csr_matrix, regularization: float, dropout: float, hi
     of_entries = None if weights is None else np.repeat(weights, lengths)
     counts = np.bincount(histories.indices, of_entries, minlength=items)
     np.fill_diagonal(gram, Regularization(regularization, dropout, UNIT if history_power else 1).diagonal(counts))
-    gram, failed = lapack.dpotrf(gram, lower=1, overwrite_a=1)
-    if failed:
+    if not invert_in_place(gram):
         raise _not_positive(regularization)
-    inverse, _ = lapack.dpotri(gram, lower=1, overwrite_c=1)
-    return inverse
+    return gram
 
 
 def _not_positive(regularization: float) -> NumericError:
