@@ -14,11 +14,12 @@ from hse_dist.data.feature_rows import FeatureRows
 from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import Prepared
 from hse_dist.evaluate.driver import evaluate
+from hse_dist.files import write_json
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
-from hse_dist.sparsity.start import make_start, open_start
+from hse_dist.sparsity.start import StartFolder, make_start, open_start
 from hse_dist.sparsity.start.features import live_of_features, make_feature_start
 from hse_dist.testing.features import write_log
 from hse_dist.testing.ranks import run_ranks
@@ -120,6 +121,19 @@ def begin(config: Config) -> dict[str, Any]:
     counts = live_counts(config, start.live_entries + more, start.rows, live_of_features(config, features))
     server.record_start(config.sparsity.start, counts)
     return server.state_dict()
+
+
+def test_a_start_of_other_rows_is_made_again(tmp_path: Path, data: dict[str, Any]) -> None:
+    config = run_of(tmp_path / "run", data)
+    begin(config)
+    folder = RunFolder(config).start_of_features
+    good, path = StartFolder(folder), folder / "manifest.json"
+    for wrong in ({"rows": 10}, {"dims": 7}):
+        write_json(path, {**good.manifest, **wrong})
+        begin(config)
+        again = StartFolder(folder)
+        assert (again.rows, again.dims) == (good.rows, good.dims)
+        assert all(np.array_equal(one, other) for one, other in zip(again.entries(), good.entries(), strict=True))
 
 
 def work(ranks: Ranks, config: Config, state: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
