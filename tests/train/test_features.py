@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hse_dist.config import Config
 from hse_dist.data.feature_rows import FeatureRows
 from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import Prepared
+from hse_dist.errors import NumericError
 from hse_dist.evaluate.driver import evaluate
 from hse_dist.files import write_json
 from hse_dist.ranks import Ranks
@@ -105,6 +107,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, data: dict[st
     check_equal(straight, broken)
     assert evaluate(broken)["ndcg@100"] == evaluate(straight)["ndcg@100"] > 0
     assert whole["live_entries"] == store_start(straight).live_entries
+
+
+@pytest.mark.parametrize("on_nan", ["skip", "stop"])
+def test_dense_gradients_that_are_no_numbers_move_nothing(tmp_path: Path, data: dict[str, Any], on_nan: str) -> None:
+    config = run_of(tmp_path / "run", data, train__epochs=1, train__on_nan=on_nan, model__loss="softmax")
+    step, seen = Trainer.step, []
+
+    def spoilt(self: Trainer, batch: Any, number: int, *following: Any) -> Any:
+        hooks = [part.register_hook(lambda grad: grad * torch.inf) for part in self.parameters.trained if number == 5]
+        before = self.table.local_values().numpy().tobytes(), self.parameters.arrays()["dense_parameters"].tobytes()
+        result = step(self, batch, number, *following)
+        after = self.table.local_values().numpy().tobytes(), self.parameters.arrays()["dense_parameters"].tobytes()
+        seen.append((before[0] != after[0], before[1] != after[1]))
+        for hook in hooks:
+            hook.remove()
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", spoilt)
+        if on_nan == "stop":
+            with pytest.raises(NumericError, match=r"In step 5 the gradient of rank 0 .* in the dense parameters"):
+                train(config)
+            return
+        assert train(config)["skipped"] == 1
+    assert seen[4] == (False, False) and set(seen[:4] + seen[6:]) == {(True, True)}
 
 
 def store_start(config: Config) -> Any:
