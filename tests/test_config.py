@@ -192,12 +192,30 @@ def gradual(start: str = "local_inverse", **schedule: object) -> dict:
             {"data": {"features": {"x": {"of": "user", "source": "t"}}}},
             ("data.features.x.column", "data.features.x.source"),
         ),
+        (
+            {"data": {"features": {"x": {"of": "user", "separator": "|"}}}},
+            ("data.features.x.column", "data.features.x.separator = '|'"),
+        ),
         ({"data": {"source": "l", "extendable": True, **AGE}}, ("data.extendable", "data.features")),
         (towers(), ("tables.features.x", "data.features.x")),
         (towers(AGE, model={"kind": "autoencoder"}), ("model.kind", "tables.features")),
         ({"model": {"kind": "two_tower"}}, ("model.kind", "tables.features")),
         (towers({"features": {"x": {"of": "user"}}}), ("tables.features.x", "data.split.kind")),
         (towers(AGE, run={"continues": "r"}), ("run.continues", "tables.features")),
+        (towers(AGE, sparsity={"grow": {"kind": "co_occurrence"}}), ("sparsity.grow.kind", "tables.features")),
+        (
+            towers(AGE, tables={"item": {"dims": 64}, "features": {"x": {"live": 80}}}, sparsity={"start": "random"}),
+            ("tables.features.x.live = 80", "tables.item.dims = 64"),
+        ),
+        (
+            towers(AGE, sparsity={"budget": {"floor": 9}}),
+            ("tables.features.x.live = 8", "sparsity.budget.floor = 9"),
+        ),
+        (
+            towers(AGE, tables={"features": {"x": {"live": 200}}}),
+            ("tables.features.x.live = 200", "sparsity.budget.ceiling = 128"),
+        ),
+        ({"model": {"loss": "bpr", "score_clip": 0.5}}, ("model.score_clip = 0.5", "model.loss")),
         (towers(AGE, sparsity={"structure": {"kind": "block"}}), ("tables.features", "sparsity.structure.kind")),
         (towers({"features": {"x": {"of": "item", "column": "c"}}}), ("tables.features.x", "sparsity.start")),
         (
@@ -294,6 +312,21 @@ def test_every_setting_says_what_it_means():
         return found
 
     assert undocumented(Config, "") == []
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"temperature": {"of": "user", "column": "c"}}, "data.features.temperature: Input should be another name"),
+        ({"item": {"of": "user", "column": "c"}}, "data.features.item: Input should be another name"),
+        ({"x": {"of": "user", "column": "c", "separator": ""}}, "data.features.x.separator: "),
+    ],
+)
+def test_features_have_names_and_separators_of_their_own(features: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config({"data": {"features": features}}, "x.toml")
+    (line,) = str(caught.value).splitlines()[1:]
+    assert message in line
 
 
 @pytest.mark.parametrize("workers", ["4..2", "a", "0..2", "2..", "..4", "2..3..4", -1, 2.5, True, ""])

@@ -33,6 +33,8 @@ from hse_dist.tables.sharded import PackedTable
 
 OF_THE_LAYOUT = "residual_"
 """Arrays of a rank that speak of chunks: what it owed of its gradients, which is forgotten."""
+OF_THE_MODEL = "dense_"
+"""Arrays of all ranks that speak of no row: dense parameters, as the temperature of a loss, and their accumulators."""
 
 
 def repack(run: str, live: int, to: str | None = None) -> dict[str, Any]:
@@ -98,7 +100,8 @@ def repack_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     shutil.copy(source.data, folder.data)
     shutil.copytree(source.start, folder.start)
     written = CheckpointStore(folder.checkpoints, target.checkpoint.keep)
-    address = written.save(smaller.state_dict(), own, facts, ranks, layout_state(smaller))
+    shared = {name: part for name, part in layout.items() if name.startswith(OF_THE_MODEL)}
+    address = written.save(smaller.state_dict(), own, facts, ranks, {**shared, **layout_state(smaller)})
     return {
         "run": str(folder.path),
         "from": str(source.path),

@@ -24,7 +24,7 @@ MOST_DENSE_ON_GPU = 2048
 def contradictions(config: Config) -> list[str]:
     """All contradictions of the configuration; empty if there are none."""
     item, sparsity = config.tables.item, config.sparsity
-    problems = [*_data(config.data), *_memory(config), *_continued(config), *_features(config)]
+    problems = [*_data(config.data), *_memory(config), *_continued(config), *_features(config), *_loss(config)]
     if item.kind == "dense":
         return problems + list(_dense(config))
     problems += [*_start(config), *_budget(item, sparsity), *_rewire(sparsity)]
@@ -62,6 +62,9 @@ def _features(config: Config) -> Iterator[str]:
             yield f"{own}.column is missing: an item has a row of its own already"
         if feature.column is None and feature.source:
             yield f"{own}.column is missing: {own}.source = {feature.source!r} has values"
+        for setting, usual in (("key", None), ("separator", None), ("format", "auto")):
+            if feature.column is None and (value := getattr(feature, setting)) != usual:
+                yield f"{own}.column is missing: without it {own}.{setting} = {value!r} has no use"
     for name in tables.keys() - data.features.keys():
         yield f"tables.features.{name} needs data.features.{name}"
     if tables and model.kind != "two_tower":
@@ -69,15 +72,7 @@ def _features(config: Config) -> Iterator[str]:
     if model.kind == "two_tower" and not tables:
         yield 'model.kind = "two_tower" needs a section tables.features.NAME'
     for name in sorted(tables.keys() & data.features.keys()):
-        if data.features[name].column is None and data.split.kind == "users":
-            yield f'tables.features.{name} has a row a user, and data.split.kind = "users" would never train some'
-    for name in sorted(tables.keys() & data.features.keys()):
-        if data.features[name].of == "item" and config.sparsity.start == "local_inverse":
-            yield (
-                f"tables.features.{name} is added to rows of items, but those of "
-                'sparsity.start = "local_inverse" make scores of items lower by what they share: '
-                'set sparsity.start = "random" or "hse"'
-            )
+        yield from _feature_table(config, name)
     kind, budget = config.sparsity.schedule.kind, config.sparsity.budget.kind
     if tables and kind in FALLING and budget != "global":
         yield (
@@ -92,6 +87,33 @@ def _features(config: Config) -> Iterator[str]:
         yield f'tables.features are for single entries, but sparsity.structure.kind = "{structure}"'
     if tables and config.tables.item.kind == "dense":
         yield 'tables.features share a budget of live entries, but tables.item.kind = "dense"'
+    if tables and (grow := config.sparsity.grow.kind) == "co_occurrence":
+        yield f'sparsity.grow.kind = "{grow}" is of items of a history: rows of tables.features would never grow'
+
+
+def _feature_table(config: Config, name: str) -> Iterator[str]:
+    """Of a feature that has a table."""
+    feature, dims, budget = config.data.features[name], config.tables.item.dims, config.sparsity.budget
+    live = config.tables.features[name].live
+    if feature.column is None and config.data.split.kind == "users":
+        yield f'tables.features.{name} has a row a user, and data.split.kind = "users" would never train some'
+    if feature.of == "item" and config.sparsity.start == "local_inverse":
+        yield (
+            f"tables.features.{name} is added to rows of items, but those of "
+            'sparsity.start = "local_inverse" make scores of items lower by what they share: '
+            'set sparsity.start = "random" or "hse"'
+        )
+    if isinstance(dims, int) and live > dims:
+        yield f"tables.features.{name}.live = {live} exceeds tables.item.dims = {dims}"
+    if not budget.floor <= live <= budget.ceiling:
+        bounds = f"sparsity.budget.floor = {budget.floor} to sparsity.budget.ceiling = {budget.ceiling}"
+        yield f"tables.features.{name}.live = {live} is not within {bounds}"
+
+
+def _loss(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.score_clip is not None and model.loss != "cosine":
+        yield f'model.score_clip = {model.score_clip:g} is for model.loss = "cosine", not "{model.loss}"'
 
 
 def _memory(config: Config) -> Iterator[str]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, NonNegativeFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 
 from hse_dist.config.base import Settings
+
+TAKEN = ("item", "items", "temperature")
+"""What else goes by a name where features do: a table of the journal, a column of histories, a dense parameter."""
 
 
 def _name(value: str) -> str:
     if not (value.isascii() and value.isidentifier() and value == value.lower() and len(value) <= 64):
         raise ValueError("Input should be a name of small letters, digits and _ that begins with a letter")
+    if value in TAKEN:
+        raise ValueError(f"Input should be another name than {', '.join(TAKEN)}, which mean something else")
     return value
 
 
@@ -31,7 +36,7 @@ class FeatureSettings(Settings):
     """Format of `source`; `auto` goes by the file names."""
     key: str | None = None
     """Column of `source` with the user or item id; without it that of the log's name."""
-    separator: str | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
     """What stands between the values where one text has several of them; lists are read as they are."""
     min_count: PositiveInt = 1
     """Values that fewer users or items have are left out."""

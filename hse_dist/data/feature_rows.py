@@ -39,8 +39,13 @@ class FeatureRows:
 
     @classmethod
     def of(cls, prepared: Prepared, tables: Iterable[str]) -> FeatureRows:
-        """Those of these tables' features."""
-        names = [name for name in prepared.features if name in set(tables)]
+        """Those of these tables' features.
+
+        Raises:
+            DataError: the folder has no such feature, or a file of it is damaged.
+        """
+        wanted = {prepared.feature(name).name for name in tables}
+        names = [name for name in prepared.features if name in wanted]
         users = tuple(name for name in names if prepared.features[name].of == "user")
         of_items = tuple(name for name in names if prepared.features[name].of == "item")
         sizes = [prepared.features[name].rows for name in (*users, *of_items)]

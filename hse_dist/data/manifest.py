@@ -29,6 +29,8 @@ MOST_ITEMS = 2**31 - 1
 """Rows are counted in int32 on the way."""
 USERS_A_BYTE = 64
 """More users than that no byte of a file of histories holds: each has an id of its own."""
+ROWS_A_BYTE = 64
+"""More values than that no byte of a vocabulary holds, in which each stands once."""
 
 
 def _inside(path: str) -> str:
@@ -135,6 +137,13 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], int, dict[str, list[Fil
         if sum(file.row_groups) != file.users or (size is not None and file.users > USERS_A_BYTE * size):
             raise DataError(
                 f"{path} cannot be right: it says that {file.path} has {file.users} users.", cause="Prepare it again."
+            )
+    for vocabulary, rows in ((one.vocabulary, one.rows) for one in known.features):
+        if vocabulary is None or not (there := folder / vocabulary.path).is_file():
+            continue
+        if rows > ROWS_A_BYTE * there.stat().st_size:
+            raise DataError(
+                f"{path} cannot be right: it says that {vocabulary.path} has {rows} values.", cause="Prepare it again."
             )
     features = {one.name: one for one in known.features}
     training = sum(file.users for file in files["train"])

@@ -150,4 +150,6 @@ def _values(given: Any) -> list[Any]:
     if given is None:
         return []
     several = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    if isinstance(given, np.ndarray) and not given.ndim:
+        return [given.item()]
     return list(given) if several else [given]

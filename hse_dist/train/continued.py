@@ -2,8 +2,8 @@
 
 In: `run.continues`, the folder of a run, and prepared data that are those of that run or extend them. Out: the table of
 its newest (or best) checkpoint with rows for the new items at its end: values, columns, gains, the optimizer's state
-and D stay. New rows are folded in (`sparsity/fold_in.py`) and have one chunk. Rows that have filled all their chunks
-get one more, those that need fewer give them up, so that what grows can go on growing.
+and D stay, and so do dense parameters. New rows are folded in (`sparsity/fold_in.py`) and have one chunk. Rows that
+have filled all their chunks get one more, those that need fewer give them up, so that what grows can go on growing.
 
 What begins anew: the step, the rates, the journal, births and growth candidates; what ranks owed of their gradients is
 forgotten. The start folder of such a run has no entries, only sizes.
@@ -26,6 +26,7 @@ from hse_dist.data.checked import CheckedFiles
 from hse_dist.data.prepared import HistoryBlock, Prepared
 from hse_dist.errors import RunFolderError
 from hse_dist.files import write_json
+from hse_dist.model.parameters import ARRAYS
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder, flat, read_record, stored_config
 from hse_dist.sparsity.budget import rows_compete
@@ -38,6 +39,7 @@ from hse_dist.sparsity.tables import make_table
 from hse_dist.tables.block import SparseRows
 from hse_dist.tables.repack import live_of_rows, roomier
 from hse_dist.tables.sharded import PackedTable
+from hse_dist.train.dense_update import SQUARES
 
 KIND = "continued"
 """What the journal and the start folder call it."""
@@ -82,8 +84,9 @@ def _refusal(config: Config, what: str) -> RunFolderError:
     return RunFolderError(what, cause="It cannot be continued.", setting="run.continues", value=config.run.continues)
 
 
-def continued_table(config: Config, prepared: Prepared, ranks: Ranks) -> PackedTable:
-    """The table of the run that is continued, with rows for all items of `prepared`; a collective call.
+def continued_table(config: Config, prepared: Prepared, ranks: Ranks) -> tuple[PackedTable, dict[str, np.ndarray]]:
+    """The table of the run that is continued, with rows for all items of `prepared`, and its dense parameters, as
+    `DenseUpdate` takes them (empty: it had none); a collective call.
 
     Raises:
         RunFolderError: see `check_predecessor`; or it has no good checkpoint.
@@ -108,7 +111,8 @@ def continued_table(config: Config, prepared: Prepared, ranks: Ranks) -> PackedT
     if rows_compete(config.sparsity.budget):
         live = live_of_rows(table)
         lengths = roomier(live, lengths, config.tables.item.slack, min(config.sparsity.budget.ceiling, table.dims))
-    return append_rows(table, new.last(prepared.items - items), lengths=lengths)
+    dense = {name: part for name, part in layout.items() if name in (ARRAYS, SQUARES)}
+    return append_rows(table, new.last(prepared.items - items), lengths=lengths), dense
 
 
 def record_continued(config: Config, table: PackedTable) -> dict[str, Any]:

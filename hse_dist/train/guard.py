@@ -1,13 +1,15 @@
 """Looks at a step's numbers before any rank moves its tables.
 
-In: a step's loss, and the gradients of the rows that it looked up, on their way back. Out: nothing where all ranks have
-numbers; else `NotFiniteError` on every rank, before anything is sent to an owner: so either all ranks update, or none
-does. The ranks agree by one number each, in the backward pass, where they wait for one another anyway; with it travels
-whether one of them was asked to stop (`preemption.py`), so that all stop after the same step.
+In: a step's loss, and the gradients of dense parameters and of the rows that it looked up, on their way back. Out:
+nothing where all ranks have numbers; else `NotFiniteError` on every rank, before anything is sent to an owner: so
+either all ranks update, or none does. The ranks agree by one number each, in the backward pass, where they wait for one
+another anyway; with it travels whether one of them was asked to stop (`preemption.py`), so that all stop after the same
+step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -32,12 +34,15 @@ class NotFiniteError(Exception):
 class Guard:
     """One a trainer.
 
+    Args:
+        dense: dense parameters, whose gradients are looked at, too.
+
     Attributes:
         stop: whether a rank was asked to stop, as of the last step; the same on all ranks.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks, self.stop = ranks, False
+    def __init__(self, ranks: Ranks, dense: Sequence[Tensor] = ()) -> None:
+        self.ranks, self.dense, self.stop = ranks, dense, False
         self._rows: SparseRows | DenseRows | None = None
         self._candidates: Tensor | None = None
 
@@ -70,6 +75,9 @@ class Guard:
             # a sum is finite where all parts are, or else too large for any use; one pass, and no array of marks
             if gradient is not None and not torch.isfinite(gradient.sum()) and not torch.isfinite(gradient).all():
                 problem = f"the gradient of rank {self.ranks.rank} is no number in {self._named(gradient, what)}"
+        # theirs are made by now: the way back is that of the forward pass, which began with the watched rows
+        if not problem and any(part.grad is not None and not torch.isfinite(part.grad).all() for part in self.dense):
+            problem = f"the gradient of rank {self.ranks.rank} is no number in the dense parameters"
         self._agree(problem)
 
     def _agree(self, problem: str) -> None:

@@ -81,7 +81,7 @@ class Trainer(Rewirer):
         self.model = Autoencoder(config.model, self.parameters.to(self.device))
         self.dense = DenseUpdate(self.parameters, config.train.weight_learning_rate, ranks)
         self.chances = chances
-        self.guard, self.skipped = Guard(ranks), list[int]()
+        self.guard, self.skipped = Guard(ranks, self.parameters.trained), list[int]()
         self._asked: tuple[Batch, Any] | None = None
 
     def step(self, batch: Batch, step: int, following: Batch | None = None) -> StepResult:

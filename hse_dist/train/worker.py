@@ -59,8 +59,9 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     features = FeatureRows.of(prepared, config.tables.features) if config.tables.features else None
     layout = store.load_shared(resumed) if resumed is not None else None
     table: PackedTable | DenseTable
+    dense: dict[str, np.ndarray] = {}
     if resumed is None and config.run.continues is not None:
-        continued = continued_table(config, prepared, ranks)
+        continued, dense = continued_table(config, prepared, ranks)
         table, state = continued, record_continued(config, continued)
     else:
         start = open_start(config, folder.start) if config.tables.item.kind == "packed" else None
@@ -86,6 +87,8 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     chances = chances_of(config, prepared)
     trainer = Trainer(config, table, transport, ranks, steps, ahead, counts, features, chances)
     trainer.take_up(state)
+    if dense:
+        trainer.dense.load_state_dict(dense)
     report = reporter(ranks, config.cluster.most > 0)
     meter = Meter(arguments.get("meter", ""))
     loop = Loop(config, trainer, stream, prepared, store, folder, report, meter)

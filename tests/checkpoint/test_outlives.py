@@ -148,12 +148,23 @@ def test_the_strongest_of_all_rows_stay(live):
             assert chunks == sum(-(-max(len(entries), 1) // 8) for entries, _ in rows)
 
 
-@pytest.mark.parametrize(("structure", "live"), [({}, 3), ({"kind": "block", "block": 4}, 4)], ids=["single", "block"])
-def test_repack_makes_a_run_that_evaluates_and_trains_on(tmp_path, capfd, structure, live):
+def shared_arrays(config: Config, step: int) -> dict[str, np.ndarray]:
+    """What all ranks share in the checkpoint of a step."""
+    store = CheckpointStore.of(config)
+    (found,) = [checkpoint for checkpoint in store.all() if checkpoint.step == step]
+    return store.load_shared(found)
+
+
+@pytest.mark.parametrize(
+    ("structure", "live", "loss"),
+    [({}, 3, "softmax"), ({"kind": "block", "block": 4}, 4, "cosine")],  # softmax has a temperature, a dense parameter
+    ids=["single", "block"],
+)
+def test_repack_makes_a_run_that_evaluates_and_trains_on(tmp_path, capfd, structure, live, loss):
     def config_of(name: str, live: int) -> Config:
         item = {"dims": 48, "live": live, "chunk_width": 8}
         budget = {"ceiling": 24}
-        more = {"train__epochs": 2, "train__checkpoint_every": 7, "sparsity__budget": budget}
+        more = {"train__epochs": 2, "train__checkpoint_every": 7, "sparsity__budget": budget, "model__loss": loss}
         more |= {"sparsity__structure": structure} if structure else {}
         return small_config(tmp_path / name, tmp_path / "data", tables__item=item, **more)
 
@@ -167,6 +178,9 @@ def test_repack_makes_a_run_that_evaluates_and_trains_on(tmp_path, capfd, struct
     assert answer["chunks_after"] < answer["chunks_before"] and Path(answer["checkpoint"]).exists()
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     small = config_of("small", live)
+    shared, kept = (shared_arrays(one, answer["step"]) for one in (config, small))
+    for name in ("dense_parameters", "dense_squares"):
+        assert (name in shared) == (loss == "softmax") and np.array_equal(shared.get(name), kept.get(name))
     found = evaluate(small, "valid")
     assert found["live_entries"] == answer["live_entries"] and found["ndcg@100"] > 0.05
     summary = train(small)

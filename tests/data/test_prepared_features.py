@@ -14,6 +14,7 @@ import pytest
 
 from hse_dist.config import StreamSettings
 from hse_dist.data.checked import CheckedFiles
+from hse_dist.data.feature_rows import FeatureRows
 from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import HistoryBlock, Prepared
 from hse_dist.data.stream import HistoryStream
@@ -124,6 +125,21 @@ def test_a_manifest_that_cannot_be_true_is_refused(folder, tmp_path, spoil):
     change(tmp_path, spoil)
     with pytest.raises(DataError, match="Prepare it again"):
         Prepared(tmp_path)
+
+
+def test_more_values_than_a_file_holds_are_refused_before_anything_is_made_for_them(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    change(tmp_path / "data", lambda features: features[1].update(rows=2**30))
+    with pytest.raises(DataError, match=r"club/vocabulary\.parquet has 1073741824 values"):
+        Prepared(tmp_path / "data")
+
+
+def test_a_table_of_a_feature_that_is_not_there_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "data")
+    change(tmp_path / "data", lambda features: features.pop(1))
+    with pytest.raises(DataError, match="has no feature 'club'"):
+        FeatureRows.of(Prepared(tmp_path / "data"), ["own", "club"])
+    assert FeatureRows.of(Prepared(tmp_path / "data"), ["own"]).users == ("own",)
 
 
 def change(folder: Path, spoil: Any) -> None:

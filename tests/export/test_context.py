@@ -76,6 +76,7 @@ def test_several_values_come_as_any_collection_and_count_once(made: Made, folder
     answer = recommender.recommend([104], 5, features={"tags": given, "age": np.int64(24)})
     assert list(answer) == made.slow({4}, {"tags": {"a", "b"}, "age": {24}}, 5)
     assert answer.unknown_features == {}
+    assert recommender.recommend([104], 5, features={"tags": given, "age": np.array(24)}) == answer  # an array of one
 
 
 def test_a_truth_value_is_its_text(made: Made, folder: Path) -> None:

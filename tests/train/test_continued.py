@@ -82,7 +82,7 @@ def rows_of(table: Any) -> list[dict[int, float]]:
 
 
 def continue_here(ranks: Ranks, second: Config) -> Any:
-    table = continued_table(second, Prepared(second.data.folder), ranks)
+    table, _ = continued_table(second, Prepared(second.data.folder), ranks)
     return rows_of(table), table.layout.offsets.tolist(), table.dims, _accumulators(table)
 
 
@@ -147,7 +147,7 @@ def test_a_run_goes_on_is_evaluated_and_exported_and_resumes(days, tmp_path):
 
 
 def test_new_rows_have_spare_columns_until_there_are_none(tmp_path):
-    changes = {"tables__item__dims": "items", "tables__item__spare_columns": 10}
+    changes = {"tables__item__dims": "items", "tables__item__spare_columns": 10, "model__loss": "softmax"}
     first, second = two_days(tmp_path, **changes)
     old = Prepared(first.data.folder).items
     (rows, _, dims, _), *_ = run_ranks(continue_here, 1, second)
@@ -156,6 +156,13 @@ def test_new_rows_have_spare_columns_until_there_are_none(tmp_path):
         assert row in rows[row] and all(row not in rows[other] for other in range(old, dims) if other != row)
     assert max(column for row in rows for column in row) < dims
     assert train(second)["steps"] > 0
+    # the trained temperature goes on, too
+    begun = config_of(tmp_path, "run-2", "data-1", "run-0", **changes, train__epochs=0)
+    train(begun)
+    before, after = (store_of(one).load_shared(store_of(one).latest()) for one in (first, begun))
+    for name in ("dense_parameters", "dense_squares"):
+        assert before[name].tobytes() == after[name].tobytes()
+    assert before["dense_parameters"] != np.float32(np.log(second.model.temperature))
 
 
 @pytest.mark.parametrize("norm", ["unit", pytest.param("free", marks=pytest.mark.slow)])

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hse_dist.config import Config
 from hse_dist.data.feature_rows import FeatureRows
 from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import Prepared
+from hse_dist.errors import NumericError
 from hse_dist.evaluate.driver import evaluate
+from hse_dist.files import write_json
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
-from hse_dist.sparsity.start import make_start, open_start
+from hse_dist.sparsity.start import StartFolder, make_start, open_start
 from hse_dist.sparsity.start.features import live_of_features, make_feature_start
 from hse_dist.testing.features import write_log
 from hse_dist.testing.ranks import run_ranks
@@ -106,6 +109,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, data: dict[st
     assert whole["live_entries"] == store_start(straight).live_entries
 
 
+@pytest.mark.parametrize("on_nan", ["skip", "stop"])
+def test_dense_gradients_that_are_no_numbers_move_nothing(tmp_path: Path, data: dict[str, Any], on_nan: str) -> None:
+    config = run_of(tmp_path / "run", data, train__epochs=1, train__on_nan=on_nan, model__loss="softmax")
+    step, seen = Trainer.step, []
+
+    def spoilt(self: Trainer, batch: Any, number: int, *following: Any) -> Any:
+        hooks = [part.register_hook(lambda grad: grad * torch.inf) for part in self.parameters.trained if number == 5]
+        before = self.table.local_values().numpy().tobytes(), self.parameters.arrays()["dense_parameters"].tobytes()
+        result = step(self, batch, number, *following)
+        after = self.table.local_values().numpy().tobytes(), self.parameters.arrays()["dense_parameters"].tobytes()
+        seen.append((before[0] != after[0], before[1] != after[1]))
+        for hook in hooks:
+            hook.remove()
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", spoilt)
+        if on_nan == "stop":
+            with pytest.raises(NumericError, match=r"In step 5 the gradient of rank 0 .* in the dense parameters"):
+                train(config)
+            return
+        assert train(config)["skipped"] == 1
+    assert seen[4] == (False, False) and set(seen[:4] + seen[6:]) == {(True, True)}
+
+
 def store_start(config: Config) -> Any:
     return open_start(config, RunFolder(config).start)
 
@@ -120,6 +148,19 @@ def begin(config: Config) -> dict[str, Any]:
     counts = live_counts(config, start.live_entries + more, start.rows, live_of_features(config, features))
     server.record_start(config.sparsity.start, counts)
     return server.state_dict()
+
+
+def test_a_start_of_other_rows_is_made_again(tmp_path: Path, data: dict[str, Any]) -> None:
+    config = run_of(tmp_path / "run", data)
+    begin(config)
+    folder = RunFolder(config).start_of_features
+    good, path = StartFolder(folder), folder / "manifest.json"
+    for wrong in ({"rows": 10}, {"dims": 7}):
+        write_json(path, {**good.manifest, **wrong})
+        begin(config)
+        again = StartFolder(folder)
+        assert (again.rows, again.dims) == (good.rows, good.dims)
+        assert all(np.array_equal(one, other) for one, other in zip(again.entries(), good.entries(), strict=True))
 
 
 def work(ranks: Ranks, config: Config, state: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:

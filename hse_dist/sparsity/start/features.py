@@ -48,7 +48,8 @@ def make_feature_start(
         found = StartFolder(folder)
     except DataError:
         found = None
-    if found is not None and found.manifest.get("settings") == settings:
+    shape = features.rows - features.items, items.dims
+    if found is not None and found.manifest.get("settings") == settings and (found.rows, found.dims) == shape:
         return found
     rows, live = _by_history(config, prepared, features, items), _live(config, features)
     rows = _with_random(rows, live, config.run.seed)
