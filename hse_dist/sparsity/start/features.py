@@ -9,8 +9,8 @@ spares it the time:
 * a value that items have points where these items point, weighted alike.
 
 A row has length 1; what it counts is the feature's weight. A value that no item stands beside gets random columns, as
-all do where `tables.features.NAME.start` is `random`. Items are taken a range at a time, and histories are read once
-for each, so that no more of the start is in memory than a range.
+all do where `tables.features.NAME.start` is `random`. Values and items are taken a range at a time, and histories are
+read once for each pair of ranges, so that no more of both starts is in memory than these.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from hse_dist.data.prepared import Prepared
 from hse_dist.errors import DataError
 from hse_dist.files import new_folder, write_json
 from hse_dist.sparsity.fold_in import KEPT, FoldIn, pruned, strongest
-from hse_dist.sparsity.start.folder import VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
+from hse_dist.sparsity.start.folder import RANGE_ROWS, VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
 from hse_dist.sparsity.start.random_rows import random_entries
 
-RANGE_ITEMS = 1 << 18
-"""Items whose rows are in memory at a time."""
+RANGE_ITEMS, RANGE_VALUES = 1 << 18, 16 * RANGE_ROWS
+"""Rows of items, and of features, that are in memory at a time."""
 BATCH_USERS = 8192
 
 
@@ -51,16 +51,9 @@ def make_feature_start(
     shape = features.rows - features.items, items.dims
     if found is not None and found.manifest.get("settings") == settings and (found.rows, found.dims) == shape:
         return found
-    rows, live = _by_history(config, prepared, features, items), _live(config, features)
-    rows = _with_random(rows, live, config.run.seed)
     with new_folder(folder) as target:
-        for index, (first, last) in enumerate(row_ranges(rows.shape[0])):
-            part = rows[first:last].tocoo()
-            order = np.lexsort((part.col, part.row))
-            write_entries(target, index, part.row[order] + first, part.col[order], part.data[order])
-            lengths = np.diff(rows.indptr[first : last + 1])
-            write_rows(target, index, lengths, np.ones(last - first, np.float32))
-        facts = {"rows": rows.shape[0], "dims": items.dims, "live_entries": int(rows.nnz)}
+        live_entries = _write(target, config, prepared, features, items)
+        facts = {"rows": shape[0], "dims": shape[1], "live_entries": live_entries}
         write_json(target / "manifest.json", {"version": VERSION, "kind": "features", **facts, "settings": settings})
     return StartFolder(folder)
 
@@ -77,47 +70,78 @@ def _live(config: Config, features: FeatureRows) -> Ints:
     return np.repeat(live, np.diff(features.first))
 
 
-def _by_history(config: Config, prepared: Prepared, features: FeatureRows, items: StartFolder) -> sp.csr_matrix:
-    """The strongest columns of each row, [rows of features, D]; none of those that start at random."""
-    live, chosen = _live(config, features), [config.tables.features[name].start for name in features.names]
-    of_row = np.repeat(np.array(chosen) == "history", np.diff(features.first))
-    most, sums = int(live.max()), sp.csr_matrix((features.rows - features.items, items.dims))
-    if of_row.any():
-        for first in range(0, items.rows, RANGE_ITEMS):
-            last = min(first + RANGE_ITEMS, items.rows)
-            offsets, columns, values = items.entries(first, last)
-            rows = sp.csr_matrix((values, columns, offsets), shape=(last - first, items.dims))
-            sums = sums + _of_users(prepared, features, rows, first, most) + _of_items(prepared, features, rows, first)
-            sums = pruned(sp.csr_matrix(sums), KEPT * most)
-    kept = sp.csr_matrix(sp.diags(of_row.astype(np.float64)) @ sums)
-    found = [strongest(kept[live == count], int(count)) for count in np.unique(live)]
+def _write(target: Path, config: Config, prepared: Prepared, features: FeatureRows, items: StartFolder) -> int:
+    """Write all rows, a range at a time; their live entries."""
+    live, counts, total = _live(config, features), features.counts(prepared), 0
+    for begin in range(0, len(live), RANGE_VALUES):
+        end = min(begin + RANGE_VALUES, len(live))
+        rows = _by_history(config, prepared, features, items, counts, np.arange(begin, end))
+        rows = _with_random(rows, live[begin:end], begin, config.run.seed)
+        for first, last in row_ranges(end - begin):
+            part, index = rows[first:last].tocoo(), (begin + first) // RANGE_ROWS
+            order = np.lexsort((part.col, part.row))
+            write_entries(target, index, part.row[order] + begin + first, part.col[order], part.data[order])
+            lengths = np.diff(rows.indptr[first : last + 1])
+            write_rows(target, index, lengths, np.ones(last - first, np.float32))
+        total += int(rows.nnz)
+    return total
+
+
+def _by_history(
+    config: Config, prepared: Prepared, features: FeatureRows, items: StartFolder, counts: Ints, values: Ints
+) -> sp.csr_matrix:
+    """The strongest columns of a range of rows, [n, D]; none of those that start at random.
+
+    Args:
+        counts: of all rows of the table. values: the range, counted from the first row of features.
+    """
+    live = _live(config, features)[values]
+    history = np.array([config.tables.features[name].start == "history" for name in features.names])
+    wanted = values[history[features.feature_of(values + features.items)]] + features.items
+    most, sums = int(live.max()), sp.csr_matrix((len(values), items.dims))
+    for first in range(0, items.rows if len(wanted) else 0, RANGE_ITEMS):
+        last = min(first + RANGE_ITEMS, items.rows)
+        offsets, columns, entries = items.entries(first, last)
+        rows = sp.csr_matrix((entries, columns, offsets), shape=(last - first, items.dims))
+        found = _of_users(prepared, features, rows, first, most, counts, wanted)
+        found = found + _of_items(features, rows, first, counts, wanted)
+        places = sp.csr_matrix((np.ones(len(wanted)), (wanted - features.items - values[0], np.arange(len(wanted)))))
+        places.resize(len(values), len(wanted))
+        sums = pruned(sp.csr_matrix(sums + places @ found), KEPT * most)
+    found = [strongest(sums[live == count], int(count)) for count in np.unique(live)]
     order = np.concatenate([np.flatnonzero(live == count) for count in np.unique(live)])
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
     return _at_length_one(sp.csr_matrix(sp.vstack(found, format="csr")[back]))
 
 
-def _of_users(prepared: Prepared, features: FeatureRows, rows: sp.csr_matrix, first: int, most: int) -> sp.csr_matrix:
-    """What a range of items gives the values of users' features; the other rows are empty."""
-    count, last = int(features.first[len(features.users)]) - features.items, first + rows.shape[0]
-    values = np.arange(features.items, features.items + count)
-    fold = FoldIn(features.counts(prepared), values, rows.shape[1], most)
-    if count:
+def _of_users(
+    prepared: Prepared,
+    features: FeatureRows,
+    rows: sp.csr_matrix,
+    first: int,
+    most: int,
+    counts: Ints,
+    wanted: Ints,
+) -> sp.csr_matrix:
+    """What a range of items gives the wanted rows (int64 [n], of the table) of users' features, [n, D]."""
+    last = first + rows.shape[0]
+    fold = FoldIn(counts, wanted, rows.shape[1], most)
+    if wanted[0] < features.first[len(features.users)]:
         for block in prepared.scan("train", batch_users=BATCH_USERS, features=features.users):
             histories = _matrix(block.offsets, block.rows, features.rows)
             context = _matrix(*features.context(block), features.rows)
             known = np.unique(block.rows[(block.rows >= first) & (block.rows < last)])
             own = rows[known - first]
             fold.add(sp.csr_matrix(histories + context), known, own, np.ones(len(known)))
-    empty = features.rows - features.items - count
-    return sp.csr_matrix(sp.vstack([fold.sums, sp.csr_matrix((empty, rows.shape[1]))]))
+    return fold.sums
 
 
-def _of_items(prepared: Prepared, features: FeatureRows, rows: sp.csr_matrix, first: int) -> sp.csr_matrix:
-    """What a range of items gives the values of items' features."""
+def _of_items(features: FeatureRows, rows: sp.csr_matrix, first: int, counts: Ints, wanted: Ints) -> sp.csr_matrix:
+    """What a range of items gives the wanted rows of items' features, [n, D]."""
     items = np.arange(first, first + rows.shape[0])
-    has = _matrix(*features.sides_of(items), features.rows)[:, features.items :]
-    weights = 1.0 / np.sqrt(np.maximum(prepared.counts()[items], 1))
+    has = sp.csc_matrix(_matrix(*features.sides_of(items), features.rows))[:, wanted]
+    weights = 1.0 / np.sqrt(np.maximum(counts[items], 1))
     return sp.csr_matrix(has.T @ sp.diags(weights) @ rows)
 
 
@@ -125,13 +149,14 @@ def _matrix(offsets: Ints, members: Ints, width: int) -> sp.csr_matrix:
     return sp.csr_matrix((np.ones(len(members)), members, offsets), shape=(len(offsets) - 1, width))
 
 
-def _with_random(rows: sp.csr_matrix, live: Ints, seed: int) -> sp.csr_matrix:
-    """The rows, with random ones in the place of those without an entry."""
+def _with_random(rows: sp.csr_matrix, live: Ints, first: int, seed: int) -> sp.csr_matrix:
+    """The rows, with random ones in the place of those without an entry; `first` is the number of the first one."""
     empty = np.flatnonzero(np.diff(rows.indptr) == 0)
     lengths = np.zeros(len(live), np.int64)
     lengths[empty] = np.minimum(live[empty], rows.shape[1])
-    drawn = random_entries(lengths, 0, dims=rows.shape[1], seed=seed)
-    made = sp.csr_matrix((drawn.values.astype(np.float64), (drawn.rows, drawn.columns)), shape=rows.shape)
+    drawn = random_entries(lengths, first, dims=rows.shape[1], seed=seed)
+    places = drawn.rows - first, drawn.columns
+    made = sp.csr_matrix((drawn.values.astype(np.float64), places), shape=rows.shape)
     return sp.csr_matrix(rows + made)
 
 
