@@ -91,6 +91,23 @@ def test_one_wrong_value_is_one_mistake(raw, path):
     assert line.startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ({}, "Field required. Input should be 'user' or 'item'"),
+        ({"of": "users"}, "Input should be 'user' or 'item' (given: \"users\")"),
+    ],
+)
+def test_what_lacks_a_setting_is_left_out_where_others_are_looked_for(feature, message):
+    features = {"zip": {"column": "zip", **feature}, "zip2": {"of": "item"}}
+    lines = mistakes({"data": {"features": features}, "tables": {"features": {"zip": {}}}})
+    assert lines == [
+        f"data.features.zip.of: {message}",
+        "data.features.zip2.column is missing: an item has a row of its own already",
+        'model.kind = "autoencoder" has no use for tables.features: set model.kind = "two_tower"',
+    ]
+
+
 def test_column_wise_sharding_is_refused_with_the_reason():
     [line] = mistakes({"tables": {"item": {"sharding": "column_wise"}}})
     assert line.startswith("tables.item.sharding: column_wise would put the slots of a chunk on different ranks")
