@@ -9,6 +9,9 @@ the same number of the log, and the write round puts its lists beside the histor
     features/NAME/vocabulary.parquet    row, item (the value) and count: how many training users, or items, have it
     features/NAME/items.parquet         rows: of each item's values, in the order of the item rows; features of items
 
+Users' values that stand in the log itself are grouped once the targets are known: a line whose item is hidden of its
+user gives none. So its spills have the hash of the item beside each value, in the place of times.
+
 A feature without a column is the user's id: row r is the r-th user of the training files, so it has no file.
 """
 
@@ -28,7 +31,13 @@ import pyarrow as pa
 
 from hse_dist.config import ColumnNames, DataSettings, FeatureSettings
 from hse_dist.data import catalog
-from hse_dist.data.feature_rounds import FeatureTask, count_item_values, count_user_values, write_item_lists
+from hse_dist.data.feature_rounds import (
+    FeatureTask,
+    count_item_values,
+    count_user_values,
+    group_log_values,
+    write_item_lists,
+)
 from hse_dist.data.manifest import MOST_ITEMS
 from hse_dist.data.reader import values_a_line
 from hse_dist.data.rounds import PartTask, group_part, spill_fragment
@@ -56,6 +65,8 @@ class _Table:
     settings: DataSettings
     schema: LogSchema
     fragments: list[Fragment]
+    in_log: bool
+    """Whether users' values stand in the lines of the log itself, some of which are beside hidden items."""
 
 
 class FeatureRounds:
@@ -74,6 +85,7 @@ class FeatureRounds:
         self._progress, self._costs = progress, costs
         self._tables: dict[str, _Table] = {}
         self._parts: dict[str, int] = {}
+        self._spills: dict[str, tuple[str, ...]] = {}
 
     @staticmethod
     def stages(settings: DataSettings) -> dict[str, float]:
@@ -106,7 +118,8 @@ class FeatureRounds:
         return most
 
     def group(self, parts: int) -> None:
-        """Spill and group all tables; those of users into so many parts."""
+        """Spill all tables, those of users into so many parts, and group them; the log's own values only when it is
+        known which items are hidden."""
         for name, own in self._tables.items():
             feature, work = self._settings.features[name], self._work_of(name)
             spills = work / "spills"
@@ -121,7 +134,9 @@ class FeatureRounds:
                     ],
                     f"{name} spill",
                 )
-                files = tuple(path for one in spilt for path in one.files)
+                self._spills[name] = files = tuple(path for one in spilt for path in one.files)
+                if own.in_log:
+                    continue
                 each = [
                     PartTask(own.settings, own.schema, (part,), files, str(work), str(self._folder), "")
                     for part in range(number)
@@ -149,7 +164,12 @@ class FeatureRounds:
     def _count(self, name: str) -> dict[str, Any]:
         feature, work = self._settings.features[name], self._work_of(name)
         count, parts = count_user_values if feature.of == "user" else count_item_values, range(self._parts[name])
-        self._run(count, [FeatureTask(self._settings, name, part, str(self._work)) for part in parts], f"{name} count")
+        tasks = [FeatureTask(self._settings, name, part, str(self._work)) for part in parts]
+        if (own := self._tables[name]).in_log:
+            grouped = [replace(task, schema=own.schema, spills=self._spills[name]) for task in tasks]
+            self._run(group_log_values, grouped, f"{name} group")
+            shutil.rmtree(work / "spills")
+        self._run(count, tasks, f"{name} count")
         merged = merge_counts(item_counts(f"{work}/part-{part:05d}") for part in parts)
         kept = merged.filter(pa.array(merged.column("count").to_numpy() >= feature.min_count))
         if not 0 < kept.num_rows <= MOST_ITEMS:
@@ -199,13 +219,16 @@ def _plan(settings: DataSettings, name: str, log: Sequence[LogFile], schema: Log
             setting=f"data.features.{name}.column",
             value=key,
         )
-    if not feature.source:
+    in_log = feature.source in ("", settings.source)
+    if in_log:
         files = list(log)
     elif feature.source.startswith(catalog.PREFIX):
         files = find_files(str(catalog.fetch(feature.source.removeprefix(catalog.PREFIX))))
     else:
         files = find_files(feature.source, feature.format, settings.schemes)
-    columns = _Columns(user=key, value=feature.column).model_copy(update={"item": None})
+    in_log = in_log and feature.of == "user"
+    beside = settings.columns.item if in_log else None
+    columns = _Columns(user=key, value=feature.column).model_copy(update={"item": beside})
     # parts of items need not be those of the log
     buckets = settings.buckets if feature.of == "user" else 1
     own = settings.model_copy(update={"columns": columns, "buckets": buckets, "min_rating": None, "extendable": False})
@@ -219,18 +242,20 @@ def _plan(settings: DataSettings, name: str, log: Sequence[LogFile], schema: Log
             value=key,
         )
     value = found.item if feature.separator is None else pa.large_string()
-    as_log = own.model_copy(update={"columns": ColumnNames(user=key, item=feature.column or "")})
-    return _Table(as_log, LogSchema(ids, value, None), _of_values(fragments, feature, as_log))
+    names = ColumnNames(user=key, item=feature.column or "", timestamp=beside)
+    as_log = own.model_copy(update={"columns": names})
+    fragments = [replace(one, beside=schema.item if in_log else None) for one in fragments]
+    hashes = pa.int64() if in_log else None
+    return _Table(as_log, LogSchema(ids, value, hashes), _of_values(fragments, feature, as_log), in_log)
 
 
 def _of_values(fragments: list[Fragment], feature: FeatureSettings, settings: DataSettings) -> list[Fragment]:
     """The fragments of a table as those of a log of values: their rows are the values, by the first lines of a few."""
-    texts = feature.separator is not None
     found = [
         replace(
             one,
             names=_as_item(one.names),
-            types=_as_item(one.types) | ({"item": pa.string()} if texts and one.file.format in ("csv", "tsv") else {}),
+            types=_types(one, feature),
             valued=True,
             separator=feature.separator,
         )
@@ -242,8 +267,20 @@ def _of_values(fragments: list[Fragment], feature: FeatureSettings, settings: Da
     return [replace(one, rows=math.ceil(one.rows * max(1.0, most))) for one in found]
 
 
+def _types(fragment: Fragment, feature: FeatureSettings) -> dict[str, pa.DataType]:
+    types = _as_item(fragment.types)
+    if fragment.file.format in ("csv", "tsv"):
+        if feature.separator is not None:
+            types["item"] = pa.string()
+        if "item" in fragment.names and fragment.names["item"] == fragment.names.get("value"):  # read once
+            types["item"] = types["timestamp"] = pa.string()
+    return types
+
+
 def _as_item(roles: Any) -> dict[str, Any]:
-    return {"item" if role == "value" else role: what for role, what in roles.items()}
+    """The roles of a log whose items are values; times are its own items, if they stand in it."""
+    as_log = {"value": "item", "item": "timestamp"}
+    return {as_log.get(role, role): what for role, what in roles.items()}
 
 
 @contextmanager

@@ -50,6 +50,8 @@ class Fragment:
     """Whether its items are values of a feature: several in a line, or none (`values.py`)."""
     separator: str | None = None
     """What stands between values in one text."""
+    beside: pa.DataType | None = None
+    """Of values that stand in the log: type of the items' ids, whose hashes take the place of times."""
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,10 @@ def test_like_a_slow_reference(tmp_path, kind, text):
         values["club"][user] |= set(names.split("|")) - {""}
     for item, numbers in kinds:
         values["kind"][item] |= set(numbers or ())
-    for user, stars in zip(log["user_id"], log["rating"], strict=True):
-        values["stars"][user].add(stars)
+    hidden = {split: histories(prepared, split, "target") for split in ("valid", "test")}
+    for user, item, stars in zip(log["user_id"], log["item_id"], log["rating"], strict=True):
+        if not any(item in targets.get(user, ()) for targets in hidden.values()):
+            values["stars"][user].add(stars)
     items, training = prepared.item_ids().to_pylist(), users_of(prepared, "train")
     for name, least in (("club", 3), ("kind", 1), ("stars", 1)):
         chosen = set(items if name == "kind" else training)
@@ -145,6 +147,39 @@ def histories(prepared: Prepared, split: str, column: str) -> dict[Any, list[Any
         table = pq.ParquetFile(prepared.folder / path).read(["user", column]).to_pydict()
         found |= {user: sorted(items[row] for row in rows) for user, rows in zip(*table.values(), strict=True)}
     return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "data", "feature"),
+    [
+        ("users", "csv", {"ids": "string", "buckets": 2}, {}),
+        ("within_users", "csv", {"min_item_count": 15}, {"separator": ";", "source": "log.csv"}),
+        ("users", "jsonl", {"columns": {"timestamp": "timestamp", "rating": "rating"}, "min_rating": 3.0}, {}),
+    ],
+)
+def test_a_line_of_the_log_gives_no_value_where_its_item_is_hidden(tmp_path, monkeypatch, kind, suffix, data, feature):
+    """The item itself as the value, which is the most that a value could tell."""
+    monkeypatch.chdir(tmp_path)
+    log = random_log(60, 40, 600)
+    write_log(tmp_path / f"log.{suffix}", log)
+    split = {"kind": kind, "valid": 0.3, "test": 0.2, "target_order": "last" if "columns" in data else "random"}
+    features = {"seen": {"of": "user", "column": "item_id", **feature}}
+    prepare(make_config(tmp_path / "data", f"log.{suffix}", features=features, split=split, **{"buckets": 1, **data}))
+    prepared, everything = Prepared(tmp_path / "data"), defaultdict(set)
+    values = [str(value) for value in prepared.feature_values("seen").to_pylist()]
+    for user, item in zip(log["user_id"], log["item_id"], strict=True):
+        everything[str(user)].add(str(item))
+    for part in ("train", "valid", "test"):
+        # who trains as well keeps back there what is hidden elsewhere
+        targets = {
+            other: histories(prepared, other, "target") for other in ("valid", "test") if part in ("train", other)
+        }
+        hidden = {str(user): set(map(str, ids)) for own in targets.values() for user, ids in own.items()}
+        (block,) = prepared.scan(part, features=["seen"])
+        found = [{values[row] for row in rows} for rows in lists(*block.features["seen"])]
+        users = [str(user) for user in users_of(prepared, part)]
+        assert found == [(everything[user] - hidden.get(user, set())) & set(values) for user in users]
+        assert part == "train" or all(hidden[user] for user in users)
 
 
 def test_the_same_bytes_whatever_tasks_memory_and_order_of_files(tmp_path, digest, monkeypatch):
