@@ -143,8 +143,9 @@ def user_lists(
     return lists
 
 
-def write_item_lists(folder: Path, parts: int, path: Path, items: int) -> None:
-    """Write the rows of each item's values, column rows (list<uint32>), in the order of the item rows.
+def write_item_lists(folder: Path, parts: int, path: Path, items: int) -> int:
+    """Write the rows of each item's values, column rows (list<uint32>), in the order of the item rows; how many items
+    have any.
 
     Args:
         folder: of the feature's rounds.
@@ -166,6 +167,7 @@ def write_item_lists(folder: Path, parts: int, path: Path, items: int) -> None:
         for first in range(0, items, ITEMS_PER_ROW_GROUP):
             piece = to_arrow(*slice_lists(offsets, rows, first, min(first + ITEMS_PER_ROW_GROUP, items)))
             writer.write_table(pa.table([piece], schema=schema))
+    return int(np.count_nonzero(np.diff(offsets)))
 
 
 def _rows_of(folder: Path, own: Part) -> Lists:

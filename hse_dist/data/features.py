@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,9 +29,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hse_dist.config import ColumnNames, DataSettings, FeatureSettings
 from hse_dist.data import catalog
+from hse_dist.data.feature_report import summary, warn_of_several, without_values
 from hse_dist.data.feature_rounds import (
     FeatureTask,
     count_item_values,
@@ -38,6 +41,7 @@ from hse_dist.data.feature_rounds import (
     group_log_values,
     write_item_lists,
 )
+from hse_dist.data.grouping import Part
 from hse_dist.data.manifest import MOST_ITEMS
 from hse_dist.data.reader import values_a_line
 from hse_dist.data.rounds import PartTask, group_part, spill_fragment
@@ -45,7 +49,7 @@ from hse_dist.data.schema import Fragment, LogSchema, plan
 from hse_dist.data.shuffle import SAMPLED, SpillTask, count_parts
 from hse_dist.data.source import LogFile, find_files
 from hse_dist.data.task_memory import Cost, memory_bytes
-from hse_dist.data.vocabulary import assign_rows, item_counts, merge_counts, write_ids, write_vocabulary
+from hse_dist.data.vocabulary import assign_rows, item_counts, merge_counts, read_ids, write_ids, write_vocabulary
 from hse_dist.errors import DataError
 from hse_dist.progress import Progress
 from hse_dist.tasks import map_tasks
@@ -86,6 +90,7 @@ class FeatureRounds:
         self._tables: dict[str, _Table] = {}
         self._parts: dict[str, int] = {}
         self._spills: dict[str, tuple[str, ...]] = {}
+        self._summaries: dict[str, dict[str, Any]] = {}
 
     @staticmethod
     def stages(settings: DataSettings) -> dict[str, float]:
@@ -165,21 +170,26 @@ class FeatureRounds:
         feature, work = self._settings.features[name], self._work_of(name)
         count, parts = count_user_values if feature.of == "user" else count_item_values, range(self._parts[name])
         tasks = [FeatureTask(self._settings, name, part, str(self._work)) for part in parts]
-        if (own := self._tables[name]).in_log:
+        own = self._tables[name]
+        if own.in_log:
             grouped = [replace(task, schema=own.schema, spills=self._spills[name]) for task in tasks]
             self._run(group_log_values, grouped, f"{name} group")
             shutil.rmtree(work / "spills")
         self._run(count, tasks, f"{name} count")
         merged = merge_counts(item_counts(f"{work}/part-{part:05d}") for part in parts)
         kept = merged.filter(pa.array(merged.column("count").to_numpy() >= feature.min_count))
-        if not 0 < kept.num_rows <= MOST_ITEMS:
+        if not kept.num_rows:
+            largest, key = pc.max(merged.column("count")).as_py(), own.settings.columns.user
+            raise without_values(name, feature, key, largest, self._an_id_each(name))
+        if kept.num_rows > MOST_ITEMS:
             raise DataError(
-                f"The feature {name} has {kept.num_rows} values that {feature.min_count} or more {feature.of}s have.",
-                cause=f"Do its ids stand in the log, are they of {feature.of}s that are left?",
-                setting=f"data.features.{name}.column",
-                value=feature.column,
+                f"The feature {name} has {kept.num_rows} values, more than {MOST_ITEMS}.",
+                cause="Leave rare ones out.",
+                setting=f"data.features.{name}.min_count",
+                value=feature.min_count,
             )
         counts, values = kept.column("count").to_numpy(), kept.column("item").combine_chunks()
+        warn_of_several(name, feature, values)
         rows = assign_rows(counts, np.ones(len(counts), bool))
         write_ids(work / "values.arrow", values)
         np.save(work / "rows.npy", rows)
@@ -189,10 +199,35 @@ class FeatureRounds:
         lists = None
         if feature.of == "item":
             items = int(np.load(self._work / "rows.npy", mmap_mode="r").max()) + 1
-            write_item_lists(work, self._parts[name], folder / "items.parquet", items)
+            having = write_item_lists(work, self._parts[name], folder / "items.parquet", items)
+            self._summaries[name] = summary(name, feature, len(rows), having, items)
             lists = self._entry(folder / "items.parquet")
         vocabulary = self._entry(folder / "vocabulary.parquet")
         return {"name": name, "of": feature.of, "rows": len(rows), "vocabulary": vocabulary, "lists": lists}
+
+    def summaries(self, found: Sequence[dict[str, Any]], having: Counter[str], users: int) -> dict[str, Any]:
+        """What the job says of each feature, in their order.
+
+        Args:
+            found: what `count` gave.
+            having: how many training users have a value of each feature of users; users: how many there are.
+        """
+        return {
+            one["name"]: self._summaries.get(one["name"])
+            or summary(one["name"], self._settings.features[one["name"]], one["rows"], having[one["name"]], users)
+            for one in found
+        }
+
+    def _an_id_each(self, name: str) -> tuple[Any, Any]:
+        """An id of a feature's table and one of the log: of users, or of items that are left."""
+        user = self._settings.features[name].of == "user"
+        own = (Part.load(f"{self._work_of(name)}/part-{part:05d}").users for part in range(self._parts[name]))
+        if user:
+            log = (Part.load(f"{self._work}/part-{part:05d}").users for part in range(self._parts[name]))
+        else:
+            log = iter([read_ids(self._work / "items.arrow")])
+        first, second = (next((ids[0].as_py() for ids in some if len(ids)), None) for some in (own, log))
+        return first, second
 
     def _entry(self, path: Path) -> dict[str, str]:
         with path.open("rb") as file:

@@ -55,6 +55,12 @@ def write_ids(path: Path, ids: pa.Array) -> None:
             writer.write_batch(pa.RecordBatch.from_arrays([ids.slice(first, BLOCK_IDS)], schema=schema))
 
 
+def read_ids(path: Path) -> pa.Array:
+    """The first `BLOCK_IDS` of the ids of `write_ids`."""
+    with pa.OSFile(str(path)) as source:
+        return pa.ipc.open_file(source).get_batch(0).column("id")
+
+
 def positions(ids: pa.Array, path: Path) -> np.ndarray:
     """Position of each id among those of `write_ids`, −1 where it is not there.
 

@@ -256,9 +256,23 @@ def column(name: str, values: Any) -> pa.Table:
         (
             column("age", [None, None]).cast(pa.schema([("user_id", pa.int64()), ("age", pa.string())])),
             {"column": "age"},
-            "has 0 values",
+            r"The feature x has no values: all are missing.*data\.features\.x\.column = 'age'",
         ),
-        (column("age", [1, 2]), {"column": "age", "min_count": 9}, r"0 values that 9 or more users have.*x\.column"),
+        (
+            column("age", list(range(20))),
+            {"column": "age", "min_count": 9},
+            r"no value that 9 users have\. The most frequent one has 1\..*data\.features\.x\.min_count = 9",
+        ),
+        (
+            pa.table({"user_id": [78], "age": [1]}),
+            {"column": "age"},
+            r"values of none of the training users\. .*ids like 78, the log .* like \d+:.*features\.x\.key = 'user_id'",
+        ),
+        (
+            pa.table({"item_id": [78], "age": [1]}),
+            {"of": "item", "column": "age"},
+            r"values of none of the items that are left\. .*ids like 78, the log has ids like 0:",
+        ),
         (
             column("age", [1, 2]),
             {"source": "", "min_count": 2},
@@ -275,6 +289,30 @@ def test_a_table_that_cannot_be_used_is_named_with_its_setting(tmp_path, table, 
     with pytest.raises(DataError, match=message):
         prepare(make_config(tmp_path / "data", source, features=features, buckets=1))
     assert not (tmp_path / "data").exists()
+
+
+def test_prepare_says_who_has_values_and_warns_where_few_do_or_they_look_like_several(tmp_path, caplog):
+    caplog.set_level("INFO", "hse_dist.data.feature_report")
+    source = write_log(tmp_path / "log.parquet", random_log(40, 20, 400))
+    few = {"of": "user", "source": write_log(tmp_path / "few.csv", {"user_id": range(2, 5), "age": [2, 2, 2]})}
+    tags = {"item_id": [1, 2, 3], "tags": ["a|b", "b|c;d", "e"]}
+    most = {"of": "item", "source": write_log(tmp_path / "items.csv", tags), "column": "tags"}
+    features = {name: {**own, "source": str(own["source"])} for name, own in {"few": few, "tags": most}.items()}
+    features |= {"own": {"of": "user"}, "few": {**features["few"], "column": "age"}}
+    config = make_config(tmp_path / "data", source, features=features, buckets=2)
+    result = prepare(config)
+    with_one = sum(user in (2, 3, 4) for user in users_of(Prepared(tmp_path / "data"), "train"))
+    users, share = result["users"]["train"], with_one / result["users"]["train"]
+    assert result["features"] == {
+        "few": {"of": "user", "values": 1, "share": round(share, 4)},
+        "tags": {"of": "item", "values": 3, "share": round(3 / result["items"], 4)},
+        "own": {"of": "user", "values": users, "share": 1.0},
+    }
+    assert list(result["features"]) == list(features)
+    assert f"feature few: 1 values, {100 * share:.1f} % of the training users have one" in caplog.text
+    few_users, several = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"][::-1]
+    assert several.startswith("prepare: 2 of 3 values of the feature tags contain '|'")
+    assert f"only {with_one} of {users} training users have a value of the feature few" in few_users
 
 
 def test_ids_are_read_as_texts_on_both_sides(tmp_path):
