@@ -84,6 +84,7 @@ def test_all_kinds_of_mistakes_come_in_one_message_with_dotted_paths(tmp_path):
         ({"tables": {"item": {"dims": True}}}, "tables.item.dims"),
         ({"tables": {"item": {"dims": "rows"}}}, "tables.item.dims"),
         ({"tables": {"item": {"chunk_width": 12}}}, "tables.item.chunk_width"),
+        ({"data": {"features": {"x": {"of": "user", "column": "c", "separator": ""}}}}, "data.features.x.separator"),
     ],
 )
 def test_one_wrong_value_is_one_mistake(raw, path):
@@ -210,10 +211,11 @@ def gradual(start: str = "local_inverse", **schedule: object) -> dict:
             ("data.features.x.column", "data.features.x.source"),
         ),
         ({"data": {"source": "l", "extendable": True, **AGE}}, ("data.extendable", "data.features")),
-        (towers(), ("tables.features.x", "data.features.x")),
+        (towers(), ("tables.features.x", "data.features.x: there are none")),
+        (towers({"features": {"y": AGE["features"]["x"]}}), ("tables.features.x", "data.features.x: there are y")),
         (towers(AGE, model={"kind": "autoencoder"}), ("model.kind", "tables.features")),
         ({"model": {"kind": "two_tower"}}, ("model.kind", "tables.features")),
-        (towers({"features": {"x": {"of": "user"}}}), ("tables.features.x", "data.split.kind")),
+        (towers({"features": {"x": {"of": "user"}}}), ("tables.features.x", 'set data.split.kind = "within_users"')),
         (towers(AGE, run={"continues": "r"}), ("run.continues", "tables.features")),
         (towers(AGE, sparsity={"structure": {"kind": "block"}}), ("tables.features", "sparsity.structure.kind")),
         (towers({"features": {"x": {"of": "item", "column": "c"}}}), ("tables.features.x", "sparsity.start")),

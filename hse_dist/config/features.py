@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, NonNegativeFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 
 from hse_dist.config.base import Settings
 
@@ -31,7 +31,7 @@ class FeatureSettings(Settings):
     """Format of `source`; `auto` goes by the file names."""
     key: str | None = None
     """Column of `source` with the user or item id; without it that of the log's name."""
-    separator: str | None = None
+    separator: Annotated[str, Field(min_length=1)] | None = None
     """What stands between the values where one text has several of them; lists are read as they are."""
     min_count: PositiveInt = 1
     """Values that fewer users or items have are left out."""

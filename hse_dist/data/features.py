@@ -220,14 +220,13 @@ class FeatureRounds:
 
     def _an_id_each(self, name: str) -> tuple[Any, Any]:
         """An id of a feature's table and one of the log: of users, or of items that are left."""
-        user = self._settings.features[name].of == "user"
-        own = (Part.load(f"{self._work_of(name)}/part-{part:05d}").users for part in range(self._parts[name]))
-        if user:
-            log = (Part.load(f"{self._work}/part-{part:05d}").users for part in range(self._parts[name]))
-        else:
-            log = iter([read_ids(self._work / "items.arrow")])
-        first, second = (next((ids[0].as_py() for ids in some if len(ids)), None) for some in (own, log))
-        return first, second
+        parts = [f"part-{part:05d}" for part in range(self._parts[name])]
+        own, log = (
+            next((ids[0].as_py() for part in parts if len(ids := Part.load(str(folder / part)).users)), None)
+            for folder in (self._work_of(name), self._work)
+        )
+        of_user = self._settings.features[name].of == "user"
+        return own, log if of_user else read_ids(self._work / "items.arrow")[0].as_py()
 
     def _entry(self, path: Path) -> dict[str, str]:
         with path.open("rb") as file:
@@ -338,4 +337,6 @@ def _named(name: str, feature: FeatureSettings) -> Iterator[None]:
         what, cause = (
             text.replace("The log ", f"The table of the feature {name} ") for text in (error.what, error.cause)
         )
+        if value is None:
+            cause = f"{cause} Set it to the column with the ids.".lstrip()
         raise DataError(what, cause=cause, setting=setting, value=value) from None

@@ -34,10 +34,10 @@ import pyarrow as pa
 from hse_dist.config import Config, DataSettings
 from hse_dist.data import catalog, synthetic
 from hse_dist.data.admission import admit
-from hse_dist.data.extend import Extended, write_ledger
+from hse_dist.data.extend import Extended, refuse_features, write_ledger
 from hse_dist.data.features import FeatureRounds
 from hse_dist.data.generations import Generations
-from hse_dist.data.manifest import SPLITS, VERSION
+from hse_dist.data.manifest import SPLITS, VERSION, differing
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.rounds import (
     ADMITTED,
@@ -130,6 +130,7 @@ def prepare(config: Config, *, extend: str | Path | None = None, files: list[Log
 
 def _base(extend: Path, folder: Path, settings: DataSettings) -> Extended:
     """What is to be extended."""
+    refuse_features(settings)
     if extend.absolute() == folder:
         raise DataError(
             f"{extend} cannot be extended in its own place: who reads it now would find other files.",
@@ -157,9 +158,7 @@ def is_prepared(config: Config) -> bool:
     if not isinstance(made, dict) or manifest.get("version") != VERSION:
         what = "was not made by this version of prepare"
     elif made != wanted:
-        keys = sorted(key for key in made.keys() | wanted.keys() if made.get(key) != wanted.get(key))
-        differing = ", ".join(f"data.{key} = {made.get(key)!r} (now {wanted.get(key)!r})" for key in keys)
-        what = f"was made with other settings: {differing}"
+        what = f"was made with other settings: {differing(made, wanted)}"
     else:
         return True
     raise DataError(

@@ -14,7 +14,7 @@ import pytest
 
 from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import Prepared
-from hse_dist.errors import DataError
+from hse_dist.errors import ConfigError, DataError
 from tests.data.conftest import make_config, random_log, write_log
 
 FEATURES = {
@@ -229,9 +229,14 @@ def column(name: str, values: Any) -> pa.Table:
         (
             column("age", [1.5, 2]),
             {"column": "age"},
-            r"age of .* is double; it must be .*data\.features\.x\.column = 'age'",
+            r"age of .* is double; it must be .*\. Round it to .*some are missing.*data\.features\.x\.column = 'age'",
         ),
         (column("age", [1, 2]), {"column": "age", "key": "id"}, r"no column id\..*data\.features\.x\.key = 'id'"),
+        (
+            column("age", [1, 2]).rename_columns(["id", "age"]),
+            {"column": "age"},
+            r"no column user_id\. It has id, age\. Set it to the column with the ids\. .*data\.features\.x\.key = None",
+        ),
         (column("age", [1, 2]), {"column": "user_id"}, r"its ids and its values in one column.*x\.column = 'user_id'"),
         (
             column("age", [1, 2])[:0],
@@ -289,6 +294,22 @@ def test_a_table_that_cannot_be_used_is_named_with_its_setting(tmp_path, table, 
     with pytest.raises(DataError, match=message):
         prepare(make_config(tmp_path / "data", source, features=features, buckets=1))
     assert not (tmp_path / "data").exists()
+
+
+def test_features_are_not_extended_yet_and_other_ones_need_another_folder(tmp_path):
+    source = write_log(tmp_path / "log.parquet", random_log(30, 10, 200))
+    features = {name: {"of": "user", "column": "timestamp"} for name in ("stars", "time")}
+    config = make_config(tmp_path / "data", source, features=features, buckets=1)
+    with pytest.raises(ConfigError, match=r"cannot be extended or followed yet.*data\.features = \['stars', 'time'\]"):
+        prepare(config, extend=tmp_path)
+    prepare(config)
+    other = {"stars": {**features["stars"], "min_count": 2}, "own": {"of": "user"}}
+    wanted = (
+        r"settings: data\.features\.own was not set \(now it is\), data\.features\.stars\.min_count = 1 \(now 2\), "
+        r"data\.features\.time was set \(now it is not\)\."
+    )
+    with pytest.raises(DataError, match=wanted):
+        prepare(make_config(tmp_path / "data", source, features=other, buckets=1))
 
 
 def test_prepare_says_who_has_values_and_warns_where_few_do_or_they_look_like_several(tmp_path, caplog):
