@@ -6,7 +6,7 @@ rounds: spilt by the hash of the id into parts, grouped, counted. A user's part 
 the same number of the log, and the write round puts its lists beside the histories.
 
     histories/…/part.parquet        feature_NAME: rows of a user's values, for each feature of users
-    features/NAME/vocabulary.parquet    row, item (the value) and count: how many training users, or items, have it
+    features/NAME/vocabulary.parquet    row, value and count: how many training users, or items, have it
     features/NAME/items.parquet         rows: of each item's values, in the order of the item rows; features of items
 
 Users' values that stand in the log itself are grouped once the targets are known: a line whose item is hidden of its
@@ -195,7 +195,7 @@ class FeatureRounds:
         np.save(work / "rows.npy", rows)
         folder = self._folder / "features" / name
         folder.mkdir(parents=True)
-        write_vocabulary(folder / "vocabulary.parquet", values, rows, counts)
+        write_vocabulary(folder / "vocabulary.parquet", values, rows, counts, what="value")
         lists = None
         if feature.of == "item":
             items = int(np.load(self._work / "rows.npy", mmap_mode="r").max()) + 1

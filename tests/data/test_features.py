@@ -103,6 +103,11 @@ def test_like_a_slow_reference(tmp_path, kind, text):
             blocks = list(prepared.scan(part, (), 17, [name]))
             found = [row for block in blocks for row in lists(*block.features[name])]
             assert found == [rows.get(user, []) for user in users_of(prepared, part)]
+        assert pq.read_schema(tmp_path / "data/features" / name / "vocabulary.parquet").names == [
+            "row",
+            "value",
+            "count",
+        ]
     assert prepared.feature_values("own").to_pylist() == training
     place = {user: [row] for row, user in enumerate(training)}
     for part in ("train", "valid", "test"):
