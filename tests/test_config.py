@@ -84,11 +84,29 @@ def test_all_kinds_of_mistakes_come_in_one_message_with_dotted_paths(tmp_path):
         ({"tables": {"item": {"dims": True}}}, "tables.item.dims"),
         ({"tables": {"item": {"dims": "rows"}}}, "tables.item.dims"),
         ({"tables": {"item": {"chunk_width": 12}}}, "tables.item.chunk_width"),
+        ({"data": {"features": {"x": {"of": "user", "column": "c", "separator": ""}}}}, "data.features.x.separator"),
     ],
 )
 def test_one_wrong_value_is_one_mistake(raw, path):
     [line] = mistakes(raw)
     assert line.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ({}, "Field required. Input should be 'user' or 'item'"),
+        ({"of": "users"}, "Input should be 'user' or 'item' (given: \"users\")"),
+    ],
+)
+def test_what_lacks_a_setting_is_left_out_where_others_are_looked_for(feature, message):
+    features = {"zip": {"column": "zip", **feature}, "zip2": {"of": "item"}}
+    lines = mistakes({"data": {"features": features}, "tables": {"features": {"zip": {}}}})
+    assert lines == [
+        f"data.features.zip.of: {message}",
+        "data.features.zip2.column is missing: an item has a row of its own already",
+        'model.kind = "autoencoder" has no use for tables.features: set model.kind = "two_tower"',
+    ]
 
 
 def test_column_wise_sharding_is_refused_with_the_reason():
@@ -197,10 +215,11 @@ def gradual(start: str = "local_inverse", **schedule: object) -> dict:
             ("data.features.x.column", "data.features.x.separator = '|'"),
         ),
         ({"data": {"source": "l", "extendable": True, **AGE}}, ("data.extendable", "data.features")),
-        (towers(), ("tables.features.x", "data.features.x")),
+        (towers(), ("tables.features.x", "data.features.x: there are none")),
+        (towers({"features": {"y": AGE["features"]["x"]}}), ("tables.features.x", "data.features.x: there are y")),
         (towers(AGE, model={"kind": "autoencoder"}), ("model.kind", "tables.features")),
         ({"model": {"kind": "two_tower"}}, ("model.kind", "tables.features")),
-        (towers({"features": {"x": {"of": "user"}}}), ("tables.features.x", "data.split.kind")),
+        (towers({"features": {"x": {"of": "user"}}}), ("tables.features.x", 'set data.split.kind = "within_users"')),
         (towers(AGE, run={"continues": "r"}), ("run.continues", "tables.features")),
         (towers(AGE, sparsity={"grow": {"kind": "co_occurrence"}}), ("sparsity.grow.kind", "tables.features")),
         (

@@ -47,7 +47,10 @@ def _data(data: DataSettings) -> Iterator[str]:
     if data.admission_mb is not None:
         size = f"data.admission_mb = {data.admission_mb:g}"
         if data.min_item_count == 1:
-            yield f"{size} passes over items with too few users, but data.min_item_count = 1"
+            yield (
+                f"{size} passes over items with too few users, but data.min_item_count = 1: raise it, or leave out "
+                "data.admission_mb"
+            )
         if 2 * data.admission_mb > data.memory_mb:
             yield f"{size} is more than half of what a task may take, data.memory_mb = {data.memory_mb}"
     if (data.source == "synthetic") != (data.synthetic is not None):
@@ -66,7 +69,8 @@ def _features(config: Config) -> Iterator[str]:
             if feature.column is None and (value := getattr(feature, setting)) != usual:
                 yield f"{own}.column is missing: without it {own}.{setting} = {value!r} has no use"
     for name in tables.keys() - data.features.keys():
-        yield f"tables.features.{name} needs data.features.{name}"
+        there = f"there are {', '.join(data.features)}" if data.features else "there are none"
+        yield f"tables.features.{name} needs data.features.{name}: {there}"
     if tables and model.kind != "two_tower":
         yield f'model.kind = "{model.kind}" has no use for tables.features: set model.kind = "two_tower"'
     if model.kind == "two_tower" and not tables:
@@ -96,7 +100,10 @@ def _feature_table(config: Config, name: str) -> Iterator[str]:
     feature, dims, budget = config.data.features[name], config.tables.item.dims, config.sparsity.budget
     live = config.tables.features[name].live
     if feature.column is None and config.data.split.kind == "users":
-        yield f'tables.features.{name} has a row a user, and data.split.kind = "users" would never train some'
+        yield (
+            f'tables.features.{name} has a row a user, and data.split.kind = "users" would never train some: '
+            'set data.split.kind = "within_users"'
+        )
     if feature.of == "item" and config.sparsity.start == "local_inverse":
         yield (
             f"tables.features.{name} is added to rows of items, but those of "

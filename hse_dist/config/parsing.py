@@ -7,6 +7,7 @@ object, or one line a mistake, each with the dotted path that the user wrote.
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from typing import Any, TypeVar
 
@@ -80,13 +81,16 @@ def validate(model: type[Model], raw: dict[str, Any]) -> tuple[Model | None, lis
     alone = [detail for detail in details if detail["loc"]]
     if not alone:
         return None, [line for detail in details for line in _message(detail).split("\n")]
-    rest = json.loads(text)
-    for path in {_path(detail) for detail in alone}:
+    rest, wrong = json.loads(text), set()
+    for detail in alone:
+        # what lacks a setting goes as a whole: without that setting it would be as wrong as before
+        path = detail["loc"][:-1] if detail["type"] == "missing" else _path(detail)
         _remove(rest, path)
-    paths = {".".join(map(str, _path(detail))) for detail in alone if detail["type"] != "extra_forbidden"}
-    together = validate(model, rest)[1]
-    return None, [_describe(detail) for detail in alone] + [
-        problem for problem in together if not any(path in problem for path in paths)
+        if detail["type"] != "extra_forbidden":
+            wrong.add(".".join(map(str, path)))
+    together = validate(model, rest)[1] if rest != json.loads(text) else []
+    return None, [_describe(detail) + _wanted(model, text, detail) for detail in alone] + [
+        problem for problem in together if not any(re.search(rf"{re.escape(path)}(?!\w)", problem) for path in wrong)
     ]
 
 
@@ -103,10 +107,29 @@ def _remove(table: dict[Any, Any], path: tuple[int | str, ...]) -> None:
         del table[path[-1]]
 
 
+def _wanted(model: type[Model], text: str, detail: Any) -> str:
+    """What a setting that is missing may be: the words for a value in its place that nothing takes."""
+    if detail["type"] != "missing":
+        return ""
+    filled, path = json.loads(text), detail["loc"]
+    table = filled
+    for key in path[:-1]:
+        table = table[key]
+    table[path[-1]] = None
+    try:
+        model.model_validate_json(json.dumps(filled))
+    except ValidationError as error:
+        words = [_message(other) for other in error.errors(include_url=False) if other["loc"] == path]
+        return f". {words[0]}" if words else ""
+    return ""
+
+
 def _describe(detail: Any) -> str:
     path = ".".join(map(str, _path(detail)))
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown setting"
+    if detail["type"] == "missing":
+        return f"{path}: {_message(detail)}"
     given = json.dumps(detail["input"])
     return f"{path}: {_message(detail)} (given: {given if len(given) <= SHOWN else given[:SHOWN] + '…'})"
 

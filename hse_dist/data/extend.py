@@ -26,12 +26,12 @@ import pyarrow.parquet as pq
 
 from hse_dist.config import ColumnNames, DataSettings
 from hse_dist.data.generations import Generations, next_rows, stale
-from hse_dist.data.manifest import VERSION
+from hse_dist.data.manifest import VERSION, differing
 from hse_dist.data.prepared import Prepared, reading
 from hse_dist.data.schema import Fragment, LogSchema, counts_time, plan
 from hse_dist.data.source import LogFile, find_files
 from hse_dist.data.vocabulary import plain_ids, positions, write_ids
-from hse_dist.errors import DataError
+from hse_dist.errors import ConfigError, DataError
 from hse_dist.files import read_json, refuse_devices, write_json
 
 LEDGER, INTERACTIONS, LATEST = "ledger.json", "interactions", "latest-of-items.npy"
@@ -85,6 +85,17 @@ def _kept(folder: Path) -> int:
             refuse_devices(path)
             found += pq.read_metadata(path).num_rows
     return found
+
+
+def refuse_features(settings: DataSettings) -> None:
+    """Raises ConfigError: there are features, whose rows no extension adds to yet."""
+    if settings.features:
+        raise ConfigError(
+            "Features cannot be extended or followed yet.",
+            cause="Leave them out, or prepare the whole log anew.",
+            setting="data.features",
+            value=list(settings.features),
+        )
 
 
 class Extended:
@@ -172,11 +183,10 @@ class Extended:
             DataError: it was not; names them.
         """
         made = self.prepared.manifest.get("settings") or {}
-        keys = sorted(key for key in settings if key not in ELSEWHERE and made.get(key) != settings[key])
-        if keys:
-            differing = ", ".join(f"data.{key} = {made.get(key)!r} (now {settings[key]!r})" for key in keys)
+        now, then = ({key: own.get(key) for key in settings if key not in ELSEWHERE} for own in (settings, made))
+        if now != then:
             raise DataError(
-                f"The prepared folder {self.prepared.folder} was made with other settings: {differing}.",
+                f"The prepared folder {self.prepared.folder} was made with other settings: {differing(then, now)}.",
                 cause="An extension needs those that it was made with.",
             )
 

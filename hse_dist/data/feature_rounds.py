@@ -16,10 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hse_dist.config import DataSettings
-from hse_dist.data.grouping import Part
-from hse_dist.data.histories import Selection, select, trains
+from hse_dist.data.grouping import Part, group
+from hse_dist.data.hashing import BUCKET_SEED, hash_ids
+from hse_dist.data.histories import Selection, hidden_entries, select, trains
 from hse_dist.data.lists import Lists, slice_lists, take_lists, to_arrow
 from hse_dist.data.prepared import FEATURE
+from hse_dist.data.schema import LogSchema
+from hse_dist.data.shuffle import Spills
 from hse_dist.data.task_memory import measured
 from hse_dist.data.vocabulary import positions, take_rows
 from hse_dist.progress import Meter
@@ -36,6 +39,9 @@ class FeatureTask:
     part: int
     work: str
     """Folder of the log's rounds."""
+    schema: LogSchema | None = None
+    """Of the spills that a part is still to be grouped of: values that stand in the log itself."""
+    spills: tuple[str, ...] = ()
     meter: str = ""
 
     @property
@@ -44,11 +50,46 @@ class FeatureTask:
 
 
 @measured
+def group_log_values(task: FeatureTask) -> None:
+    """Group a part of the values that stand in the log itself, those beside a target of a held-out user left out: a
+    value may tell of the item that stands in its line."""
+    assert task.schema is not None
+    log, chosen = _selected(task)
+    spills = Spills(task.spills, task.part, task.schema)
+    hidden = _hidden_lines(spills, log, hidden_entries(log, chosen, task.settings))
+    group(lambda name: spills.read(name).filter(pa.array(~hidden)), timed=False).save(task.folder)
+    Meter(task.meter)(1.0, spills.rows)
+
+
+def _hidden_lines(spills: Spills, log: Part, hidden: np.ndarray) -> np.ndarray:
+    """Which lines have a user and an item of these entries of the log: bool [lines]."""
+    owner = np.searchsorted(log.offsets, hidden, side="right") - 1
+    users = np.unique(owner)
+    found = _places(spills.read("user"), log.users.take(pa.array(users)))
+    lines = np.flatnonzero(found >= 0)
+    hashes = hash_ids(log.items, BUCKET_SEED).view(np.int64)
+    order = np.argsort(hashes)
+    of_lines = spills.read("timestamp").to_numpy()[lines]
+    code = order[np.minimum(np.searchsorted(hashes, of_lines, sorter=order), len(order) - 1)]
+    known = hashes[code] == of_lines
+    pairs = np.searchsorted(users, owner) * len(order) + log.codes[hidden]
+    mask = np.zeros(len(found), bool)
+    mask[lines[known]] = np.isin(found[lines[known]] * len(order) + code[known], pairs)
+    return mask
+
+
+def _selected(task: FeatureTask) -> tuple[Part, Selection]:
+    """The log's part, and what of it is used."""
+    folder = f"{task.work}/part-{task.part:05d}"
+    log = Part.load(folder)
+    with np.load(f"{folder}/counts.npz") as counts:
+        return log, select(log, counts["places"] >= 0, task.settings)
+
+
+@measured
 def count_user_values(task: FeatureTask) -> None:
     """Write how many training users of the part have each of its values."""
-    log, own = Part.load(f"{task.work}/part-{task.part:05d}"), Part.load(task.folder)
-    with np.load(f"{task.work}/part-{task.part:05d}/counts.npz") as counts:
-        chosen = select(log, counts["places"] >= 0, task.settings)
+    own, (log, chosen) = Part.load(task.folder), _selected(task)
     found = _places(log.users, own.users)[trains(chosen, task.settings)]
     has = np.zeros(len(own.users), bool)
     has[found[found >= 0]] = True
@@ -102,8 +143,9 @@ def user_lists(
     return lists
 
 
-def write_item_lists(folder: Path, parts: int, path: Path, items: int) -> None:
-    """Write the rows of each item's values, column rows (list<uint32>), in the order of the item rows.
+def write_item_lists(folder: Path, parts: int, path: Path, items: int) -> int:
+    """Write the rows of each item's values, column rows (list<uint32>), in the order of the item rows; how many items
+    have any.
 
     Args:
         folder: of the feature's rounds.
@@ -125,6 +167,7 @@ def write_item_lists(folder: Path, parts: int, path: Path, items: int) -> None:
         for first in range(0, items, ITEMS_PER_ROW_GROUP):
             piece = to_arrow(*slice_lists(offsets, rows, first, min(first + ITEMS_PER_ROW_GROUP, items)))
             writer.write_table(pa.table([piece], schema=schema))
+    return int(np.count_nonzero(np.diff(offsets)))
 
 
 def _rows_of(folder: Path, own: Part) -> Lists:

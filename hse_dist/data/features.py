@@ -6,8 +6,11 @@ rounds: spilt by the hash of the id into parts, grouped, counted. A user's part 
 the same number of the log, and the write round puts its lists beside the histories.
 
     histories/…/part.parquet        feature_NAME: rows of a user's values, for each feature of users
-    features/NAME/vocabulary.parquet    row, item (the value) and count: how many training users, or items, have it
+    features/NAME/vocabulary.parquet    row, value and count: how many training users, or items, have it
     features/NAME/items.parquet         rows: of each item's values, in the order of the item rows; features of items
+
+Users' values that stand in the log itself are grouped once the targets are known: a line whose item is hidden of its
+user gives none. So its spills have the hash of the item beside each value, in the place of times.
 
 A feature without a column is the user's id: row r is the r-th user of the training files, so it has no file.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,10 +29,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hse_dist.config import ColumnNames, DataSettings, FeatureSettings
 from hse_dist.data import catalog
-from hse_dist.data.feature_rounds import FeatureTask, count_item_values, count_user_values, write_item_lists
+from hse_dist.data.feature_report import summary, warn_of_several, without_values
+from hse_dist.data.feature_rounds import (
+    FeatureTask,
+    count_item_values,
+    count_user_values,
+    group_log_values,
+    write_item_lists,
+)
+from hse_dist.data.grouping import Part
 from hse_dist.data.manifest import MOST_ITEMS
 from hse_dist.data.reader import values_a_line
 from hse_dist.data.rounds import PartTask, group_part, spill_fragment
@@ -36,7 +49,7 @@ from hse_dist.data.schema import Fragment, LogSchema, plan
 from hse_dist.data.shuffle import SAMPLED, SpillTask, count_parts
 from hse_dist.data.source import LogFile, find_files
 from hse_dist.data.task_memory import Cost, memory_bytes
-from hse_dist.data.vocabulary import assign_rows, item_counts, merge_counts, write_ids, write_vocabulary
+from hse_dist.data.vocabulary import assign_rows, item_counts, merge_counts, read_ids, write_ids, write_vocabulary
 from hse_dist.errors import DataError
 from hse_dist.progress import Progress
 from hse_dist.tasks import map_tasks
@@ -56,6 +69,8 @@ class _Table:
     settings: DataSettings
     schema: LogSchema
     fragments: list[Fragment]
+    in_log: bool
+    """Whether users' values stand in the lines of the log itself, some of which are beside hidden items."""
 
 
 class FeatureRounds:
@@ -74,6 +89,8 @@ class FeatureRounds:
         self._progress, self._costs = progress, costs
         self._tables: dict[str, _Table] = {}
         self._parts: dict[str, int] = {}
+        self._spills: dict[str, tuple[str, ...]] = {}
+        self._summaries: dict[str, dict[str, Any]] = {}
 
     @staticmethod
     def stages(settings: DataSettings) -> dict[str, float]:
@@ -106,7 +123,8 @@ class FeatureRounds:
         return most
 
     def group(self, parts: int) -> None:
-        """Spill and group all tables; those of users into so many parts."""
+        """Spill all tables, those of users into so many parts, and group them; the log's own values only when it is
+        known which items are hidden."""
         for name, own in self._tables.items():
             feature, work = self._settings.features[name], self._work_of(name)
             spills = work / "spills"
@@ -121,7 +139,9 @@ class FeatureRounds:
                     ],
                     f"{name} spill",
                 )
-                files = tuple(path for one in spilt for path in one.files)
+                self._spills[name] = files = tuple(path for one in spilt for path in one.files)
+                if own.in_log:
+                    continue
                 each = [
                     PartTask(own.settings, own.schema, (part,), files, str(work), str(self._folder), "")
                     for part in range(number)
@@ -149,30 +169,64 @@ class FeatureRounds:
     def _count(self, name: str) -> dict[str, Any]:
         feature, work = self._settings.features[name], self._work_of(name)
         count, parts = count_user_values if feature.of == "user" else count_item_values, range(self._parts[name])
-        self._run(count, [FeatureTask(self._settings, name, part, str(self._work)) for part in parts], f"{name} count")
+        tasks = [FeatureTask(self._settings, name, part, str(self._work)) for part in parts]
+        own = self._tables[name]
+        if own.in_log:
+            grouped = [replace(task, schema=own.schema, spills=self._spills[name]) for task in tasks]
+            self._run(group_log_values, grouped, f"{name} group")
+            shutil.rmtree(work / "spills")
+        self._run(count, tasks, f"{name} count")
         merged = merge_counts(item_counts(f"{work}/part-{part:05d}") for part in parts)
         kept = merged.filter(pa.array(merged.column("count").to_numpy() >= feature.min_count))
-        if not 0 < kept.num_rows <= MOST_ITEMS:
+        if not kept.num_rows:
+            largest, key = pc.max(merged.column("count")).as_py(), own.settings.columns.user
+            raise without_values(name, feature, key, largest, self._an_id_each(name))
+        if kept.num_rows > MOST_ITEMS:
             raise DataError(
-                f"The feature {name} has {kept.num_rows} values that {feature.min_count} or more {feature.of}s have.",
-                cause=f"Do its ids stand in the log, are they of {feature.of}s that are left?",
-                setting=f"data.features.{name}.column",
-                value=feature.column,
+                f"The feature {name} has {kept.num_rows} values, more than {MOST_ITEMS}.",
+                cause="Leave rare ones out.",
+                setting=f"data.features.{name}.min_count",
+                value=feature.min_count,
             )
         counts, values = kept.column("count").to_numpy(), kept.column("item").combine_chunks()
+        warn_of_several(name, feature, values)
         rows = assign_rows(counts, np.ones(len(counts), bool))
         write_ids(work / "values.arrow", values)
         np.save(work / "rows.npy", rows)
         folder = self._folder / "features" / name
         folder.mkdir(parents=True)
-        write_vocabulary(folder / "vocabulary.parquet", values, rows, counts)
+        write_vocabulary(folder / "vocabulary.parquet", values, rows, counts, what="value")
         lists = None
         if feature.of == "item":
             items = int(np.load(self._work / "rows.npy", mmap_mode="r").max()) + 1
-            write_item_lists(work, self._parts[name], folder / "items.parquet", items)
+            having = write_item_lists(work, self._parts[name], folder / "items.parquet", items)
+            self._summaries[name] = summary(name, feature, len(rows), having, items)
             lists = self._entry(folder / "items.parquet")
         vocabulary = self._entry(folder / "vocabulary.parquet")
         return {"name": name, "of": feature.of, "rows": len(rows), "vocabulary": vocabulary, "lists": lists}
+
+    def summaries(self, found: Sequence[dict[str, Any]], having: Counter[str], users: int) -> dict[str, Any]:
+        """What the job says of each feature, in their order.
+
+        Args:
+            found: what `count` gave.
+            having: how many training users have a value of each feature of users; users: how many there are.
+        """
+        return {
+            one["name"]: self._summaries.get(one["name"])
+            or summary(one["name"], self._settings.features[one["name"]], one["rows"], having[one["name"]], users)
+            for one in found
+        }
+
+    def _an_id_each(self, name: str) -> tuple[Any, Any]:
+        """An id of a feature's table and one of the log: of users, or of items that are left."""
+        parts = [f"part-{part:05d}" for part in range(self._parts[name])]
+        own, log = (
+            next((ids[0].as_py() for part in parts if len(ids := Part.load(str(folder / part)).users)), None)
+            for folder in (self._work_of(name), self._work)
+        )
+        of_user = self._settings.features[name].of == "user"
+        return own, log if of_user else read_ids(self._work / "items.arrow")[0].as_py()
 
     def _entry(self, path: Path) -> dict[str, str]:
         with path.open("rb") as file:
@@ -199,13 +253,16 @@ def _plan(settings: DataSettings, name: str, log: Sequence[LogFile], schema: Log
             setting=f"data.features.{name}.column",
             value=key,
         )
-    if not feature.source:
+    in_log = feature.source in ("", settings.source)
+    if in_log:
         files = list(log)
     elif feature.source.startswith(catalog.PREFIX):
         files = find_files(str(catalog.fetch(feature.source.removeprefix(catalog.PREFIX))))
     else:
         files = find_files(feature.source, feature.format, settings.schemes)
-    columns = _Columns(user=key, value=feature.column).model_copy(update={"item": None})
+    in_log = in_log and feature.of == "user"
+    beside = settings.columns.item if in_log else None
+    columns = _Columns(user=key, value=feature.column).model_copy(update={"item": beside})
     # parts of items need not be those of the log
     buckets = settings.buckets if feature.of == "user" else 1
     own = settings.model_copy(update={"columns": columns, "buckets": buckets, "min_rating": None, "extendable": False})
@@ -219,18 +276,20 @@ def _plan(settings: DataSettings, name: str, log: Sequence[LogFile], schema: Log
             value=key,
         )
     value = found.item if feature.separator is None else pa.large_string()
-    as_log = own.model_copy(update={"columns": ColumnNames(user=key, item=feature.column or "")})
-    return _Table(as_log, LogSchema(ids, value, None), _of_values(fragments, feature, as_log))
+    names = ColumnNames(user=key, item=feature.column or "", timestamp=beside)
+    as_log = own.model_copy(update={"columns": names})
+    fragments = [replace(one, beside=schema.item if in_log else None) for one in fragments]
+    hashes = pa.int64() if in_log else None
+    return _Table(as_log, LogSchema(ids, value, hashes), _of_values(fragments, feature, as_log), in_log)
 
 
 def _of_values(fragments: list[Fragment], feature: FeatureSettings, settings: DataSettings) -> list[Fragment]:
     """The fragments of a table as those of a log of values: their rows are the values, by the first lines of a few."""
-    texts = feature.separator is not None
     found = [
         replace(
             one,
             names=_as_item(one.names),
-            types=_as_item(one.types) | ({"item": pa.string()} if texts and one.file.format in ("csv", "tsv") else {}),
+            types=_types(one, feature),
             valued=True,
             separator=feature.separator,
         )
@@ -242,8 +301,20 @@ def _of_values(fragments: list[Fragment], feature: FeatureSettings, settings: Da
     return [replace(one, rows=math.ceil(one.rows * max(1.0, most))) for one in found]
 
 
+def _types(fragment: Fragment, feature: FeatureSettings) -> dict[str, pa.DataType]:
+    types = _as_item(fragment.types)
+    if fragment.file.format in ("csv", "tsv"):
+        if feature.separator is not None:
+            types["item"] = pa.string()
+        if "item" in fragment.names and fragment.names["item"] == fragment.names.get("value"):  # read once
+            types["item"] = types["timestamp"] = pa.string()
+    return types
+
+
 def _as_item(roles: Any) -> dict[str, Any]:
-    return {"item" if role == "value" else role: what for role, what in roles.items()}
+    """The roles of a log whose items are values; times are its own items, if they stand in it."""
+    as_log = {"value": "item", "item": "timestamp"}
+    return {as_log.get(role, role): what for role, what in roles.items()}
 
 
 @contextmanager
@@ -266,4 +337,6 @@ def _named(name: str, feature: FeatureSettings) -> Iterator[None]:
         what, cause = (
             text.replace("The log ", f"The table of the feature {name} ") for text in (error.what, error.cause)
         )
+        if value is None:
+            cause = f"{cause} Set it to the column with the ids.".lstrip()
         raise DataError(what, cause=cause, setting=setting, value=value) from None

@@ -67,13 +67,18 @@ def training_entries(part: Part, selection: Selection, settings: DataSettings) -
     """Which entries train: bool [L]; of held-out users, where they train, all but the targets."""
     entries: np.ndarray = selection.keep & part.of_entries(trains(selection, settings))
     if settings.split.kind == "within_users":
-        held_out = np.flatnonzero(selection.keep & part.of_entries(selection.split > 0))
-        users = np.flatnonzero(selection.split > 0)
-        owner = part.of_entries(np.arange(len(part.users)))[held_out]
-        order = _target_order(part, owner, part.codes[held_out], settings.split)
-        lengths = _sums(selection.keep, part.offsets)[users]
-        entries[held_out[targets(lengths, order, settings.split.target)]] = False
+        entries[hidden_entries(part, selection, settings)] = False
     return entries
+
+
+def hidden_entries(part: Part, selection: Selection, settings: DataSettings) -> np.ndarray:
+    """Places of the entries that are targets of held-out users, rising; int64."""
+    held_out = np.flatnonzero(selection.keep & part.of_entries(selection.split > 0))
+    users = np.flatnonzero(selection.split > 0)
+    owner = part.of_entries(np.arange(len(part.users)))[held_out]
+    order = _target_order(part, owner, part.codes[held_out], settings.split)
+    lengths = _sums(selection.keep, part.offsets)[users]
+    return held_out[targets(lengths, order, settings.split.target)]
 
 
 def _sums(mask: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -108,6 +108,22 @@ class _Manifest(BaseModel):
     features: list[PreparedFeature] = []
 
 
+def differing(made: dict[str, Any], now: dict[str, Any], section: str = "data") -> str:
+    """The settings that differ, each with both of its values; of sections that only one has, their names alone."""
+    found = []
+    for key in sorted(made.keys() | now.keys()):
+        name, old, new = f"{section}.{key}", made.get(key), now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            found.append(differing(old, new, name))
+        elif isinstance(old, dict) or isinstance(new, dict):
+            found.append(f"{name} was set (now it is not)" if new is None else f"{name} was not set (now it is)")
+        else:
+            found.append(f"{name} = {old!r} (now {new!r})")
+    return ", ".join(found)
+
+
 def read_manifest(folder: Path) -> tuple[dict[str, Any], int, dict[str, list[File]], dict[str, PreparedFeature]]:
     """The manifest as it is, the items, the files by split, and the features by name.
 

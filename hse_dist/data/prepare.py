@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ import pyarrow as pa
 from hse_dist.config import Config, DataSettings
 from hse_dist.data import catalog, synthetic
 from hse_dist.data.admission import admit
-from hse_dist.data.extend import Extended, write_ledger
+from hse_dist.data.extend import Extended, refuse_features, write_ledger
 from hse_dist.data.features import FeatureRounds
 from hse_dist.data.generations import Generations
-from hse_dist.data.manifest import SPLITS, VERSION
+from hse_dist.data.manifest import SPLITS, VERSION, differing
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.rounds import (
     ADMITTED,
@@ -84,7 +85,8 @@ def prepare(config: Config, *, extend: str | Path | None = None, files: list[Log
         after `min_rating`), counted_items (distinct ones whose users were counted exactly), seconds and
         interactions_per_second (of those read), core_seconds (of the driver and all tasks), task_memory_mb (the largest
         peak of a task, MiB; None where the system does not tell); of an extension also new_files, new_items and
-        evicted_rows (those that no new item has taken).
+        evicted_rows (those that no new item has taken); with features their summaries by name
+        (`feature_report.summary`).
 
     Raises:
         DataError: the log cannot be used (see `source`, `schema`, `reader`), nothing is left of it, or the folder
@@ -128,6 +130,7 @@ def prepare(config: Config, *, extend: str | Path | None = None, files: list[Log
 
 def _base(extend: Path, folder: Path, settings: DataSettings) -> Extended:
     """What is to be extended."""
+    refuse_features(settings)
     if extend.absolute() == folder:
         raise DataError(
             f"{extend} cannot be extended in its own place: who reads it now would find other files.",
@@ -155,9 +158,7 @@ def is_prepared(config: Config) -> bool:
     if not isinstance(made, dict) or manifest.get("version") != VERSION:
         what = "was not made by this version of prepare"
     elif made != wanted:
-        keys = sorted(key for key in made.keys() | wanted.keys() if made.get(key) != wanted.get(key))
-        differing = ", ".join(f"data.{key} = {made.get(key)!r} (now {wanted.get(key)!r})" for key in keys)
-        what = f"was made with other settings: {differing}"
+        what = f"was made with other settings: {differing(made, wanted)}"
     else:
         return True
     raise DataError(
@@ -211,6 +212,7 @@ class _Preparation:
         self.spills: tuple[str, ...] = ()
         self.rows = np.zeros(0, np.int64)
         self.parts = self.items = self.counted = 0
+        self.told: dict[str, Any] = {}
 
     def run(self) -> tuple[dict[str, Any], int]:
         """(manifest, interactions read)"""
@@ -231,6 +233,8 @@ class _Preparation:
         per_bucket = self.parts // self.settings.buckets
         buckets = [tuple(range(b * per_bucket, (b + 1) * per_bucket)) for b in range(self.settings.buckets)]
         written = self._map(write_bucket, buckets, "write")
+        having = sum((found["having"] for found in written), Counter[str]())
+        self.told = self.features.summaries(features, having, users["train"])
         files = {split: [found[split] for found in written if split in found] for split in SPLITS}
         interactions = {split: sum(file["interactions"] for file in files[split]) for split in SPLITS}
         manifest = {
@@ -248,10 +252,10 @@ class _Preparation:
             manifest["lineage"] = self.base.lineage
         return manifest, read
 
-    def added(self) -> dict[str, int]:
-        """What an extension has beyond the folder that it extends."""
+    def added(self) -> dict[str, Any]:
+        """What there is to say of features, or what an extension has beyond the folder that it extends."""
         if self.base is None:
-            return {}
+            return {"features": self.told} if self.told else {}
         version, evicted = len(self.base.lineage), self.generations.evicted
         new = int(((self.generations.since == version) & ~evicted).sum())
         return {"new_files": len(self.files or ()), "new_items": new, "evicted_rows": int(evicted.sum())}

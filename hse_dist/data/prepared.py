@@ -174,7 +174,7 @@ class Prepared:
         if feature.vocabulary is None:
             with reading(self.folder / "histories"):
                 return pa.concat_arrays([self._read_users(file) for file in self._of("train") if file.users])
-        return self._read_values(feature).column("item").combine_chunks()
+        return self._read_values(feature).column("value").combine_chunks()
 
     def item_features(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the values of each item, in the order of the item rows: offsets int64 [items + 1], rows int64."""
@@ -268,7 +268,7 @@ class Prepared:
     def _read_values(self, feature: PreparedFeature) -> pa.Table:
         path = feature.vocabulary.path if feature.vocabulary is not None else ""
         with self.open(path) as file, reading(self.folder / path):
-            return _checked_vocabulary(file, feature.rows)
+            return _checked_vocabulary(file, feature.rows, "value")
 
     def _read_users(self, file: File) -> pa.Array:
         with self.open(file.path) as parquet, reading(self.folder / file.path):
@@ -299,18 +299,19 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path} of the prepared folder cannot be read: {error}.", cause="Prepare it again.") from None
 
 
-def _checked_vocabulary(file: pq.ParquetFile, items: int) -> pa.Table:
-    """The columns item and count.
+def _checked_vocabulary(file: pq.ParquetFile, items: int, what: str = "item") -> pa.Table:
+    """The columns item, or value of a feature, and count.
 
     Raises:
         ValueError: they are not those of a vocabulary of so many items.
     """
     names = file.schema_arrow.names
-    if file.metadata.num_rows != items or any(names.count(name) != 1 for name in ("item", "count")):
-        raise ValueError(f"it has {file.metadata.num_rows} items and the columns {', '.join(names)}, not {items} items")
-    table = file.read(columns=["item", "count"])
+    if file.metadata.num_rows != items or any(names.count(name) != 1 for name in (what, "count")):
+        found = f"{file.metadata.num_rows} rows and the columns {', '.join(names)}"
+        raise ValueError(f"it has {found}, not {items} rows with {what} and count")
+    table = file.read(columns=[what, "count"])
     table.validate(full=True)
-    kinds = [table.schema.field(name).type for name in ("item", "count")]
+    kinds = [table.schema.field(name).type for name in (what, "count")]
     if kinds[0] not in (pa.int64(), pa.string()) or kinds[1] != pa.uint32() or any(c.null_count for c in table.columns):
         raise ValueError(f"its ids are {kinds[0]}, its counts {kinds[1]}, or some are missing")
     return table

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from hse_dist.config import ColumnNames
 from hse_dist.data.formats import block_bytes, open_text
+from hse_dist.data.hashing import BUCKET_SEED, hash_ids
 from hse_dist.data.schema import Fragment, LogSchema
 from hse_dist.data.values import a_line_a_value
 from hse_dist.errors import DataError
@@ -46,7 +48,7 @@ def read(
     target, min_rating = schema.arrow(), None if fragment.kept else min_rating
     batches = _raw(fragment, _needed(fragment, target, min_rating), memory)
     if fragment.valued:
-        batches = ((a_line_a_value(batch, fragment), share) for batch, share in batches)
+        batches, fragment = _valued(batches, fragment), _by_role(fragment)
     while True:
         with _reading(fragment):
             found = next(batches, None)
@@ -71,8 +73,22 @@ def values_a_line(fragment: Fragment, memory: int) -> float:
     with _reading(fragment):
         for batch, _ in _raw(fragment, list(fragment.names.values()), memory):
             if batch.num_rows:
-                return a_line_a_value(batch, fragment).num_rows / batch.num_rows
+                return next(_valued(iter([(batch, 1.0)]), fragment))[0].num_rows / batch.num_rows
     return 1.0
+
+
+def _valued(
+    batches: Iterator[tuple[pa.RecordBatch, float]], fragment: Fragment
+) -> Iterator[tuple[pa.RecordBatch, float]]:
+    """A line a value, with roles as names: one column may have two roles."""
+    own = _by_role(fragment)
+    for batch, share in batches:
+        columns = [batch.column(name) for name in fragment.names.values()]
+        yield a_line_a_value(pa.RecordBatch.from_arrays(columns, list(fragment.names)), own), share
+
+
+def _by_role(fragment: Fragment) -> Fragment:
+    return replace(fragment, names={role: role for role in fragment.names})
 
 
 @contextmanager
@@ -93,6 +109,7 @@ def _needed(fragment: Fragment, target: pa.Schema, min_rating: float | None) -> 
 
 
 def _raw(fragment: Fragment, names: list[str], memory: int) -> Iterator[tuple[pa.RecordBatch, float]]:
+    names = list(dict.fromkeys(names))
     if fragment.row_groups is not None:
         with fragment.file.open() as opened:
             # without pre-buffering a row group is read page by page, however large it is
@@ -123,6 +140,8 @@ def _column(batch: pa.RecordBatch, fragment: Fragment, role: str, column: str) -
 
 def _normal(batch: pa.RecordBatch, fragment: Fragment, field: pa.Field, column: str) -> pa.Array:
     array = _column(batch, fragment, field.name, column)
+    if fragment.beside is not None and field.name == "timestamp":
+        return _hashes(array, fragment, fragment.beside, column)
     setting = f"data.columns.{field.name}"
     what = "timestamps" if field.name == "timestamp" else "values" if _is_value(fragment, field) else "ids"
     missing = array.null_count
@@ -149,6 +168,19 @@ def _normal(batch: pa.RecordBatch, fragment: Fragment, field: pa.Field, column: 
             setting=setting,
             value=column,
         ) from None
+
+
+def _hashes(ids: pa.Array, fragment: Fragment, kind: pa.DataType, column: str) -> pa.Array:
+    """Hashes of item ids, int64; missing ones have any: they are told of where the log is read."""
+    try:
+        ids = pc.fill_null(ids.cast(kind), 0 if pa.types.is_integer(kind) else "")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"The column {column} of {fragment.file.name} holds ids that are not {kind}: {error}.",
+            cause='Ids of mixed kinds need data.ids = "string".',
+            setting="data.ids",
+        ) from None
+    return pa.array(hash_ids(ids, BUCKET_SEED).view(np.int64))
 
 
 def _is_value(fragment: Fragment, field: pa.Field) -> bool:

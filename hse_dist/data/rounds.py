@@ -6,6 +6,7 @@ the round before wrote and shares nothing with its neighbours. Each gives its co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from hse_dist.data.feature_rounds import user_lists
 from hse_dist.data.grouping import Part, group
 from hse_dist.data.histories import HistoryWriter, select, split_tables, training_entries, trains
 from hse_dist.data.manifest import SPLITS
+from hse_dist.data.prepared import FEATURE
 from hse_dist.data.schema import LogSchema
 from hse_dist.data.shuffle import Spills, SpillTask, Spilt, spill
 from hse_dist.data.sketch import Admitted
@@ -113,7 +115,8 @@ def count_part(task: PartTask) -> list[int]:
 
 @measured
 def write_bucket(task: PartTask) -> dict[str, Any]:
-    """Round 4: entries of the manifest by split, of the bucket whose parts the task names."""
+    """Round 4: entries of the manifest by split, of the bucket whose parts the task names; and how many of its training
+    users have a value of each feature, as `having`."""
     settings, meter = task.settings, Meter(task.meter)
     with writable(settings):
         bucket, written = task.parts[0] // len(task.parts), 0
@@ -126,21 +129,26 @@ def write_bucket(task: PartTask) -> dict[str, Any]:
             )
             for split in SPLITS
         }
+        having: Counter[str] = Counter()
         for done, index in enumerate(task.parts, 1):
-            written += _write_part(task, index, writers)
+            written += _write_part(task, index, writers, having)
             meter(done / len(task.parts), written)
         entries = {split: writer.close() for split, writer in writers.items()}
-        return {split: entry for split, entry in entries.items() if entry is not None}
+        return {split: entry for split, entry in entries.items() if entry is not None} | {"having": having}
 
 
-def _write_part(task: PartTask, index: int, writers: dict[str, HistoryWriter]) -> int:
-    """Append the users of a part; how many interactions it has."""
+def _write_part(task: PartTask, index: int, writers: dict[str, HistoryWriter], having: Counter[str]) -> int:
+    """Append the users of a part, and count those that train and have a value of each feature; how many interactions
+    the part has."""
     part = Part.load(task.part(index))
     with np.load(f"{task.part(index)}/counts.npz") as counts:
         places = counts["places"]
     rows = take_rows(Path(task.work) / "rows.npy", places)
     chosen = select(part, places >= 0, task.settings)
     beside = user_lists(Path(task.work), index, part, chosen, task.settings)
+    for column, lists in beside.items():
+        lengths = lists.value_lengths().to_numpy()
+        having[column.removeprefix(FEATURE)] += int((lengths[trains(chosen, task.settings)] > 0).sum())
     for split, table in split_tables(part, chosen, rows, task.settings, beside):
         writers[split].write(table)
     return len(part.codes)

@@ -50,6 +50,8 @@ class Fragment:
     """Whether its items are values of a feature: several in a line, or none (`values.py`)."""
     separator: str | None = None
     """What stands between values in one text."""
+    beside: pa.DataType | None = None
+    """Of values that stand in the log: type of the items' ids, whose hashes take the place of times."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,12 @@ WANTED = {
 }
 
 
+REAL = (
+    "Round it to whole numbers or buckets first. Whole numbers of which some are missing are double, too, where pandas "
+    'wrote them: its type "Int64" keeps them whole.'
+)
+
+
 def _fragments(file: LogFile, settings: DataSettings) -> list[Fragment]:
     if file.format == "parquet":
         return _parquet_fragments(file, settings)
@@ -251,6 +259,7 @@ def _columns(file: LogFile, schema: pa.Schema, settings: DataSettings) -> tuple[
         if _kind(types[role]) not in ALLOWED[role]:
             raise DataError(
                 f"The column {column} of {file.name} is {types[role]}; it must be {WANTED[role]}.",
+                cause=REAL if role == "value" and _kind(types[role]) == "float" else "",
                 setting=f"data.columns.{role}",
                 value=column,
             )

@@ -55,6 +55,12 @@ def write_ids(path: Path, ids: pa.Array) -> None:
             writer.write_batch(pa.RecordBatch.from_arrays([ids.slice(first, BLOCK_IDS)], schema=schema))
 
 
+def read_ids(path: Path) -> pa.Array:
+    """The first `BLOCK_IDS` of the ids of `write_ids`."""
+    with pa.OSFile(str(path)) as source:
+        return pa.ipc.open_file(source).get_batch(0).column("id")
+
+
 def positions(ids: pa.Array, path: Path) -> np.ndarray:
     """Position of each id among those of `write_ids`, −1 where it is not there.
 
@@ -143,11 +149,13 @@ def write_vocabulary(
     train_counts: np.ndarray,
     generations: Generations | None = None,
     before: pa.Array | None = None,
+    what: str = "item",
 ) -> None:
     """Write columns row (uint32), item (int64 or string) and count (uint32), in row order; and, of a version that
     extends another one, since (uint32) and evicted (bool).
 
     Args:
+        what: name of the column of items, which may be values of a feature.
         before: item of each row of that other version; evicted rows keep it.
     """
     size = int(rows.max(initial=-1)) + 1 if generations is None else len(generations.since)
@@ -163,7 +171,7 @@ def write_vocabulary(
             ids = pc.if_else(pa.array(generations.evicted), old, ids)
         columns["since"] = pa.array(generations.since.astype(np.uint32))
         columns["evicted"] = pa.array(generations.evicted)
-    pq.write_table(pa.table({**columns, "item": ids, "count": pa.array(counts)}), path, compression="zstd")
+    pq.write_table(pa.table({**columns, what: ids, "count": pa.array(counts)}), path, compression="zstd")
 
 
 def plain_ids(ids: pa.Array) -> pa.Array:

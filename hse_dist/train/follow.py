@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from hse_dist.cluster import connect
 from hse_dist.config import Config, FollowSettings, parse_config
-from hse_dist.data.extend import Extended
+from hse_dist.data.extend import Extended, refuse_features
 from hse_dist.data.manifest import MANIFEST
 from hse_dist.data.prepare import prepare
 from hse_dist.data.schema import has_rows
@@ -134,6 +134,7 @@ class _Following:
     """The folders of all rounds, and what is done to them."""
 
     def __init__(self, config: Config) -> None:
+        refuse_features(config.data)
         if not config.data.extendable:
             raise ConfigError("A log is followed by extensions.", setting="data.extendable", value=False)
         if config.run.continues is not None:

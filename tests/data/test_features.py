@@ -14,7 +14,7 @@ import pytest
 
 from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import Prepared
-from hse_dist.errors import DataError
+from hse_dist.errors import ConfigError, DataError
 from tests.data.conftest import make_config, random_log, write_log
 
 FEATURES = {
@@ -84,8 +84,10 @@ def test_like_a_slow_reference(tmp_path, kind, text):
         values["club"][user] |= set(names.split("|")) - {""}
     for item, numbers in kinds:
         values["kind"][item] |= set(numbers or ())
-    for user, stars in zip(log["user_id"], log["rating"], strict=True):
-        values["stars"][user].add(stars)
+    hidden = {split: histories(prepared, split, "target") for split in ("valid", "test")}
+    for user, item, stars in zip(log["user_id"], log["item_id"], log["rating"], strict=True):
+        if not any(item in targets.get(user, ()) for targets in hidden.values()):
+            values["stars"][user].add(stars)
     items, training = prepared.item_ids().to_pylist(), users_of(prepared, "train")
     for name, least in (("club", 3), ("kind", 1), ("stars", 1)):
         chosen = set(items if name == "kind" else training)
@@ -101,6 +103,11 @@ def test_like_a_slow_reference(tmp_path, kind, text):
             blocks = list(prepared.scan(part, (), 17, [name]))
             found = [row for block in blocks for row in lists(*block.features[name])]
             assert found == [rows.get(user, []) for user in users_of(prepared, part)]
+        assert pq.read_schema(tmp_path / "data/features" / name / "vocabulary.parquet").names == [
+            "row",
+            "value",
+            "count",
+        ]
     assert prepared.feature_values("own").to_pylist() == training
     place = {user: [row] for row, user in enumerate(training)}
     for part in ("train", "valid", "test"):
@@ -145,6 +152,39 @@ def histories(prepared: Prepared, split: str, column: str) -> dict[Any, list[Any
         table = pq.ParquetFile(prepared.folder / path).read(["user", column]).to_pydict()
         found |= {user: sorted(items[row] for row in rows) for user, rows in zip(*table.values(), strict=True)}
     return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "data", "feature"),
+    [
+        ("users", "csv", {"ids": "string", "buckets": 2}, {}),
+        ("within_users", "csv", {"min_item_count": 15}, {"separator": ";", "source": "log.csv"}),
+        ("users", "jsonl", {"columns": {"timestamp": "timestamp", "rating": "rating"}, "min_rating": 3.0}, {}),
+    ],
+)
+def test_a_line_of_the_log_gives_no_value_where_its_item_is_hidden(tmp_path, monkeypatch, kind, suffix, data, feature):
+    """The item itself as the value, which is the most that a value could tell."""
+    monkeypatch.chdir(tmp_path)
+    log = random_log(60, 40, 600)
+    write_log(tmp_path / f"log.{suffix}", log)
+    split = {"kind": kind, "valid": 0.3, "test": 0.2, "target_order": "last" if "columns" in data else "random"}
+    features = {"seen": {"of": "user", "column": "item_id", **feature}}
+    prepare(make_config(tmp_path / "data", f"log.{suffix}", features=features, split=split, **{"buckets": 1, **data}))
+    prepared, everything = Prepared(tmp_path / "data"), defaultdict(set)
+    values = [str(value) for value in prepared.feature_values("seen").to_pylist()]
+    for user, item in zip(log["user_id"], log["item_id"], strict=True):
+        everything[str(user)].add(str(item))
+    for part in ("train", "valid", "test"):
+        # who trains as well keeps back there what is hidden elsewhere
+        targets = {
+            other: histories(prepared, other, "target") for other in ("valid", "test") if part in ("train", other)
+        }
+        hidden = {str(user): set(map(str, ids)) for own in targets.values() for user, ids in own.items()}
+        (block,) = prepared.scan(part, features=["seen"])
+        found = [{values[row] for row in rows} for rows in lists(*block.features["seen"])]
+        users = [str(user) for user in users_of(prepared, part)]
+        assert found == [(everything[user] - hidden.get(user, set())) & set(values) for user in users]
+        assert part == "train" or all(hidden[user] for user in users)
 
 
 def test_the_same_bytes_whatever_tasks_memory_and_order_of_files(tmp_path, digest, monkeypatch):
@@ -194,9 +234,14 @@ def column(name: str, values: Any) -> pa.Table:
         (
             column("age", [1.5, 2]),
             {"column": "age"},
-            r"age of .* is double; it must be .*data\.features\.x\.column = 'age'",
+            r"age of .* is double; it must be .*\. Round it to .*some are missing.*data\.features\.x\.column = 'age'",
         ),
         (column("age", [1, 2]), {"column": "age", "key": "id"}, r"no column id\..*data\.features\.x\.key = 'id'"),
+        (
+            column("age", [1, 2]).rename_columns(["id", "age"]),
+            {"column": "age"},
+            r"no column user_id\. It has id, age\. Set it to the column with the ids\. .*data\.features\.x\.key = None",
+        ),
         (column("age", [1, 2]), {"column": "user_id"}, r"its ids and its values in one column.*x\.column = 'user_id'"),
         (
             column("age", [1, 2])[:0],
@@ -221,9 +266,23 @@ def column(name: str, values: Any) -> pa.Table:
         (
             column("age", [None, None]).cast(pa.schema([("user_id", pa.int64()), ("age", pa.string())])),
             {"column": "age"},
-            "has 0 values",
+            r"The feature x has no values: all are missing.*data\.features\.x\.column = 'age'",
         ),
-        (column("age", [1, 2]), {"column": "age", "min_count": 9}, r"0 values that 9 or more users have.*x\.column"),
+        (
+            column("age", list(range(20))),
+            {"column": "age", "min_count": 9},
+            r"no value that 9 users have\. The most frequent one has 1\..*data\.features\.x\.min_count = 9",
+        ),
+        (
+            pa.table({"user_id": [78], "age": [1]}),
+            {"column": "age"},
+            r"values of none of the training users\. .*ids like 78, the log .* like \d+:.*features\.x\.key = 'user_id'",
+        ),
+        (
+            pa.table({"item_id": [78], "age": [1]}),
+            {"of": "item", "column": "age"},
+            r"values of none of the items that are left\. .*ids like 78, the log has ids like 0:",
+        ),
         (
             column("age", [1, 2]),
             {"source": "", "min_count": 2},
@@ -240,6 +299,46 @@ def test_a_table_that_cannot_be_used_is_named_with_its_setting(tmp_path, table, 
     with pytest.raises(DataError, match=message):
         prepare(make_config(tmp_path / "data", source, features=features, buckets=1))
     assert not (tmp_path / "data").exists()
+
+
+def test_features_are_not_extended_yet_and_other_ones_need_another_folder(tmp_path):
+    source = write_log(tmp_path / "log.parquet", random_log(30, 10, 200))
+    features = {name: {"of": "user", "column": "timestamp"} for name in ("stars", "time")}
+    config = make_config(tmp_path / "data", source, features=features, buckets=1)
+    with pytest.raises(ConfigError, match=r"cannot be extended or followed yet.*data\.features = \['stars', 'time'\]"):
+        prepare(config, extend=tmp_path)
+    prepare(config)
+    other = {"stars": {**features["stars"], "min_count": 2}, "own": {"of": "user"}}
+    wanted = (
+        r"settings: data\.features\.own was not set \(now it is\), data\.features\.stars\.min_count = 1 \(now 2\), "
+        r"data\.features\.time was set \(now it is not\)\."
+    )
+    with pytest.raises(DataError, match=wanted):
+        prepare(make_config(tmp_path / "data", source, features=other, buckets=1))
+
+
+def test_prepare_says_who_has_values_and_warns_where_few_do_or_they_look_like_several(tmp_path, caplog):
+    caplog.set_level("INFO", "hse_dist.data.feature_report")
+    source = write_log(tmp_path / "log.parquet", random_log(40, 20, 400))
+    few = {"of": "user", "source": write_log(tmp_path / "few.csv", {"user_id": range(2, 5), "age": [2, 2, 2]})}
+    tags = {"item_id": [1, 2, 3], "tags": ["a|b", "b|c;d", "e"]}
+    most = {"of": "item", "source": write_log(tmp_path / "items.csv", tags), "column": "tags"}
+    features = {name: {**own, "source": str(own["source"])} for name, own in {"few": few, "tags": most}.items()}
+    features |= {"own": {"of": "user"}, "few": {**features["few"], "column": "age"}}
+    config = make_config(tmp_path / "data", source, features=features, buckets=2)
+    result = prepare(config)
+    with_one = sum(user in (2, 3, 4) for user in users_of(Prepared(tmp_path / "data"), "train"))
+    users, share = result["users"]["train"], with_one / result["users"]["train"]
+    assert result["features"] == {
+        "few": {"of": "user", "values": 1, "share": round(share, 4)},
+        "tags": {"of": "item", "values": 3, "share": round(3 / result["items"], 4)},
+        "own": {"of": "user", "values": users, "share": 1.0},
+    }
+    assert list(result["features"]) == list(features)
+    assert f"feature few: 1 values, {100 * share:.1f} % of the training users have one" in caplog.text
+    few_users, several = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"][::-1]
+    assert several.startswith("prepare: 2 of 3 values of the feature tags contain '|'")
+    assert f"only {with_one} of {users} training users have a value of the feature few" in few_users
 
 
 def test_ids_are_read_as_texts_on_both_sides(tmp_path):

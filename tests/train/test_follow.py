@@ -194,6 +194,12 @@ def test_a_first_version_that_cannot_be_made_ends_it_at_once(tmp_path):
         follow(config_of(tmp_path, data__columns__item="nobody"), pytest.fail)
 
 
+def test_features_are_not_followed_yet(tmp_path):
+    config = config_of(tmp_path, data__extendable=False, data__features={"x": {"of": "user", "column": "c"}})
+    with pytest.raises(ConfigError, match=r"cannot be extended or followed yet.*data\.features = \['x'\]"):
+        follow(config, pytest.fail)
+
+
 @pytest.mark.parametrize("setting", ["run.folder", "data.folder"])
 def test_one_process_at_a_time_follows_into_a_folder(tmp_path, setting):
     refused = pytest.raises(RunFolderError, match=f"Another train --follow is at work.*{setting}")

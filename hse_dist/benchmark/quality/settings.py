@@ -44,6 +44,7 @@ OURS: dict[str, dict[int | None, tuple[str, ...]]] = {
         128: (f"{_INVERSE}.cuts=2", f"{_INVERSE}.history_power=0.4"),
         256: (f"{_INVERSE}.cuts=2", *_FLATTER),
         512: _FLATTER,
+        1024: _FLATTER,
     },
     "gowalla": {None: ()},
     "amazon-book-kgat": {None: ()},
