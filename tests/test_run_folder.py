@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hse_dist.config import Config
-from hse_dist.data.prepare import open_prepared, prepare
+from hse_dist.data.made_with import open_prepared
+from hse_dist.data.prepare import prepare
 from hse_dist.errors import DataError, RunFolderError
 from hse_dist.run_folder import RunFolder
 from hse_dist.testing.runs import small_config

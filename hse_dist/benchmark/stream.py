@@ -26,7 +26,8 @@ from hse_dist.benchmark.step import packed_table
 from hse_dist.cluster import prepare_process
 from hse_dist.config import ClusterSettings, Config, parse_config
 from hse_dist.data.batch import Batch
-from hse_dist.data.prepare import open_prepared, prepare
+from hse_dist.data.made_with import open_prepared
+from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import HistoryBlock, Prepared
 from hse_dist.data.stream import HistoryStream
 from hse_dist.ranks import Ranks, free_address, process_group

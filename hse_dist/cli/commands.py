@@ -85,7 +85,7 @@ def evaluate(words: Namespace) -> Result:
 
 def _evaluate_baseline(config: Config, split: str, name: str, size: int | None) -> Result:
     from hse_dist.baselines.registry import BASELINES, evaluate_baseline
-    from hse_dist.data.prepare import open_prepared
+    from hse_dist.data.made_with import open_prepared
     from hse_dist.evaluate.metrics import write_users
     from hse_dist.files import write_json
     from hse_dist.progress import busy

@@ -37,8 +37,8 @@ from hse_dist.data.admission import admit
 from hse_dist.data.extend import Extended, refuse_features, write_ledger
 from hse_dist.data.features import FeatureRounds
 from hse_dist.data.generations import Generations
-from hse_dist.data.manifest import SPLITS, VERSION, differing
-from hse_dist.data.prepared import Prepared
+from hse_dist.data.made_with import content_settings, is_prepared
+from hse_dist.data.manifest import SPLITS, VERSION
 from hse_dist.data.rounds import (
     ADMITTED,
     PartTask,
@@ -54,15 +54,10 @@ from hse_dist.data.source import LogFile, find_files
 from hse_dist.data.task_memory import Cost
 from hse_dist.data.vocabulary import assign_rows, item_counts, merge_counts, write_ids, write_vocabulary
 from hse_dist.errors import DataError
-from hse_dist.files import new_folder, read_json, write_json
+from hse_dist.files import new_folder, write_json
 from hse_dist.progress import Progress
 from hse_dist.tasks import map_tasks, ray_is_running
 
-NOT_CONTENT = {
-    *("folder", "tasks", "memory_mb", "stream", "on_bad_file", "schemes"),
-    *("extendable", "evict_after_days", "admission_mb"),
-}
-"""Settings that do not change what is written."""
 STAGES = {"spill": 0.35, "group": 0.42, "count": 0.08, "write": 0.15}
 """Share of time that each round takes (measured: 20 million integer interactions, two tasks)."""
 MADE_UP = {"synthetic log": 0.4}
@@ -141,53 +136,6 @@ def _base(extend: Path, folder: Path, settings: DataSettings) -> Extended:
     base = Extended(extend)
     base.check(content_settings(settings))
     return base
-
-
-def is_prepared(config: Config) -> bool:
-    """Whether `config.data.folder` was made with these settings.
-
-    Raises:
-        DataError: it was made with other ones, by another version, or its manifest cannot be read.
-    """
-    path = Path(config.data.folder) / "manifest.json"
-    if not path.exists():
-        return False
-    manifest = read_json(path, "manifest of the prepared folder")
-    wanted = content_settings(config.data)
-    made = manifest.get("settings") if isinstance(manifest, dict) else None
-    if not isinstance(made, dict) or manifest.get("version") != VERSION:
-        what = "was not made by this version of prepare"
-    elif made != wanted:
-        what = f"was made with other settings: {differing(made, wanted)}"
-    else:
-        return True
-    raise DataError(
-        f"The prepared folder {config.data.folder} {what}.",
-        cause="Choose another folder, or remove this one.",
-        setting="data.folder",
-        value=config.data.folder,
-    )
-
-
-def open_prepared(config: Config) -> Prepared:
-    """The prepared folder of these settings, for the jobs that do not prepare it themselves.
-
-    Raises:
-        DataError: there is none, or it was made with other settings.
-    """
-    if not is_prepared(config):
-        raise DataError(
-            f"There are no prepared histories in {config.data.folder}.",
-            cause="Prepare them first.",
-            setting="data.folder",
-            value=config.data.folder,
-        )
-    return Prepared(config.data.folder)
-
-
-def content_settings(settings: DataSettings) -> dict[str, Any]:
-    """The settings that the content of a prepared folder follows from, JSON-able."""
-    return settings.model_dump(mode="json", exclude=NOT_CONTENT)
 
 
 class _Preparation:

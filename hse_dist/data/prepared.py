@@ -188,6 +188,7 @@ class Prepared:
             limits = {"rows": feature.rows}
             batches = parquet.iter_batches(columns=["rows"], use_threads=False)
             blocks = [to_block(check_lists(batch, limits, path)) for batch in batches]
+            _compare(path, feature.lists.sha256)
         whole = HistoryBlock.concatenate(blocks)
         return whole.offsets, whole.rows
 
@@ -266,9 +267,12 @@ class Prepared:
         return self._files[split]
 
     def _read_values(self, feature: PreparedFeature) -> pa.Table:
-        path = feature.vocabulary.path if feature.vocabulary is not None else ""
-        with self.open(path) as file, reading(self.folder / path):
-            return _checked_vocabulary(file, feature.rows, "value")
+        assert feature.vocabulary is not None
+        path = self.folder / feature.vocabulary.path
+        with self.open(feature.vocabulary.path) as file, reading(path):
+            values = _checked_vocabulary(file, feature.rows, "value")
+            _compare(path, feature.vocabulary.sha256)
+            return values
 
     def _read_users(self, file: File) -> pa.Array:
         with self.open(file.path) as parquet, reading(self.folder / file.path):
@@ -288,6 +292,13 @@ class Prepared:
                 refuse_devices(path)
                 self._vocabulary = _checked_vocabulary(pq.ParquetFile(path), self.items)
         return self._vocabulary
+
+
+def _compare(path: Path, wanted: str) -> None:
+    """Raises ValueError: the file is not the one that was prepared, though it could be one."""
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+            raise ValueError("its checksum is not the one in the manifest")
 
 
 @contextmanager

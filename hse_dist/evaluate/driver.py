@@ -16,7 +16,7 @@ from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.cluster import connect, run_workers
 from hse_dist.config import Config
 from hse_dist.data.feature_rows import FeatureRows
-from hse_dist.data.prepare import open_prepared
+from hse_dist.data.made_with import open_prepared
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import RunFolderError
 from hse_dist.evaluate.metrics import write_users

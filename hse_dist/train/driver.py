@@ -16,7 +16,8 @@ from hse_dist.checkpoint.store import CheckpointStore
 from hse_dist.cluster import connect, run_workers
 from hse_dist.config import Config
 from hse_dist.data.feature_rows import FeatureRows
-from hse_dist.data.prepare import is_prepared, prepare
+from hse_dist.data.made_with import is_prepared
+from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import PreemptedError, RunFolderError
 from hse_dist.evaluate.starts import worth

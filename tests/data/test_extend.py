@@ -20,8 +20,9 @@ from hse_dist.data import prepare as module
 from hse_dist.data import vocabulary
 from hse_dist.data.extend import INTERACTIONS, LEDGER, Extended
 from hse_dist.data.generations import Generations, next_rows
+from hse_dist.data.made_with import is_prepared
 from hse_dist.data.popularity import thirds
-from hse_dist.data.prepare import is_prepared, prepare
+from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.source import find_files
 from hse_dist.errors import ConfigError, DataError

@@ -216,7 +216,12 @@ def test_the_same_bytes_whatever_tasks_memory_and_order_of_files(tmp_path, diges
     assert one == two and sum(name.startswith("features/") for name in one) == 3
     first, second = (Prepared(tmp_path / folder) for folder in ("one", "two"))
     assert lists(*first.item_features("kind")) == lists(*second.item_features("kind"))
-    assert pq.ParquetFile(tmp_path / "two" / "features" / "kind" / "items.parquet").num_row_groups == 4
+    path = tmp_path / "two" / "features" / "kind" / "items.parquet"
+    assert pq.ParquetFile(path).num_row_groups == 4
+    table = pq.read_table(path)
+    pq.write_table(table.take(np.arange(table.num_rows)[::-1]), path)  # it could be one, and is another one
+    with pytest.raises(DataError, match="checksum is not the one in the manifest"):
+        second.item_features("kind")
 
 
 def column(name: str, values: Any) -> pa.Table:

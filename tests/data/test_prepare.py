@@ -17,7 +17,8 @@ from hse_dist.config import Config, DataSettings
 from hse_dist.data import shuffle
 from hse_dist.data.hashing import BUCKET_SEED, SPLIT_SALT, TARGET_SALT, bucket_of, hash_ids, mix
 from hse_dist.data.histories import targets
-from hse_dist.data.prepare import is_prepared, open_prepared, prepare
+from hse_dist.data.made_with import is_prepared, open_prepared
+from hse_dist.data.prepare import prepare
 from hse_dist.data.schema import plan
 from hse_dist.data.source import find_files
 from hse_dist.errors import DataError

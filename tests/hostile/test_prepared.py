@@ -20,7 +20,8 @@ import pytest
 from hypothesis import strategies as st
 
 from hse_dist.config import Config, StreamSettings, parse_config
-from hse_dist.data.prepare import is_prepared, prepare
+from hse_dist.data.made_with import is_prepared
+from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.stream import HistoryStream
 from hse_dist.sparsity.start.folder import StartFolder, write_entries, write_rows

@@ -18,7 +18,8 @@ from hse_dist.benchmark.quality.settings import LIVE_BYTES, METHODS, overrides, 
 from hse_dist.benchmark.quality.store import Cell, Store
 from hse_dist.config import Config, dump_config, load_config
 from hse_dist.data import catalog
-from hse_dist.data.prepare import content_settings, is_prepared, prepare
+from hse_dist.data.made_with import content_settings, is_prepared
+from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import Prepared
 from hse_dist.data.source import find_files
 from hse_dist.errors import ConfigError, DataError
