@@ -46,6 +46,7 @@ def run_on_ray(make_config: Any, work: Any, failures: int) -> tuple[Any, Path]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_error_that_would_come_again_does_not_run_the_work_again(shared_ray, make_config):
     def work(ranks: Ranks, arguments: dict[str, Any]) -> None:
         with (arguments["folder"] / "calls").open("a") as calls:

@@ -98,6 +98,7 @@ def on_two(ranks: Ranks, folder: str) -> tuple[int, float]:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_two_ranks_agree_on_the_last_good_one_and_on_none(tmp_path):
     assert run_ranks(on_two, 2, str(tmp_path)) == [(4, 4.0)] * 2
     assert sorted(path.name for path in tmp_path.iterdir()) == [

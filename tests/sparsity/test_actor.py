@@ -180,6 +180,7 @@ def test_a_server_that_died_refuses_all_until_a_worker_group_joins_with_its_stat
         raise on_two_ranks(new, 1)[0]
 
 
+@pytest.mark.slow
 def test_a_join_waits_for_a_server_that_starts_again(actor):
     old = connect(actor)
     ray.kill(actor, no_restart=False)
@@ -235,7 +236,8 @@ class Killing(RayTransport):
         return super()._send(sequence)
 
 
-@pytest.mark.parametrize("stops", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", [False, True])
 def test_a_server_that_is_killed_within_rewires_goes_on_and_decides_alike(surviving, stops):
     server = SparsityServer(SETTINGS, STEPS, 1)
     server.load_state_dict(START)

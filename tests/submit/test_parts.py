@@ -126,7 +126,7 @@ def test_the_upload_is_small_whatever_lies_about(tmp_path):
         pytest.skip("not a git checkout")
     (clone / ".rayignore").write_bytes((ROOT / ".rayignore").read_bytes())
     fresh = make_package(tmp_path / "fresh.zip", "[run]\n", clone)
-    assert fresh < 2_000_000
+    assert fresh < 2_500_000
     for folder in (
         "runs/x",
         ".venv/lib",

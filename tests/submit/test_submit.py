@@ -70,6 +70,7 @@ def test_a_job_ends_here_as_it_ends_there(there, place):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal_stops_the_job_with_a_checkpoint(there, place):
     ours, theirs = pty.openpty()
     job = start(there, place, "train.epochs=100000", stdin=theirs, stderr=theirs)

@@ -87,7 +87,9 @@ class Interrupted(Exception):
     """What stops a run."""
 
 
-@pytest.mark.parametrize("loss", ["cosine", "softmax", "bpr"])
+@pytest.mark.parametrize(
+    "loss", ["softmax", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("cosine", "bpr"))]
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, data: dict[str, Any], loss: str) -> None:
     changes = {"train__checkpoint_every": 4, "train__epochs": 1, "model__loss": loss}
     straight, broken = (run_of(tmp_path / name, data, **changes) for name in ("straight", "broken"))

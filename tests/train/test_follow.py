@@ -133,6 +133,7 @@ def test_rounds_follow_the_log_and_newest_exports_know_new_items(tmp_path):
             follow(config, sleep)
 
 
+@pytest.mark.slow
 def test_an_end_at_any_point_changes_nothing(tmp_path, monkeypatch):
     places = [tmp_path / name for name in ("whole", "broken")]
     for place in places:

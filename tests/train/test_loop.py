@@ -248,7 +248,10 @@ def test_ids_that_travel_ahead_change_nothing(tmp_path, data):
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("sharding", "wire"),
-    [("table_wise", {}), ("row_wise", {"gradient_slots": 2, "gradients": "bfloat16"})],
+    [
+        pytest.param("table_wise", {}, marks=pytest.mark.slow),
+        ("row_wise", {"gradient_slots": 2, "gradients": "bfloat16"}),
+    ],
 )
 def test_two_ranks_resume_bit_equal_and_four_take_over(tmp_path, data, sharding, wire):
     changes = {"train__checkpoint_every": 4, "tables__item__sharding": sharding, "train__epochs": 8}
