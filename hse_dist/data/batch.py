@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hse_dist.data.feature_rows import FeatureRows, Lists
+from hse_dist.data.feature_rows import FeatureRows
+from hse_dist.data.lists import Lists
 from hse_dist.data.prepared import HistoryBlock
 
 MARKED_ROWS = 4_000_000

@@ -16,10 +16,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from hse_dist.data.lists import Lists, no_lists, take_lists
 from hse_dist.data.prepared import HistoryBlock, Prepared
-
-Lists = tuple[np.ndarray, np.ndarray]
-"""Lists back to back: offsets int64 [n + 1], members int64 [m]."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +69,12 @@ class FeatureRows:
 
     def context(self, block: HistoryBlock) -> Lists:
         """The table rows of each user's features; none where the block knows none."""
-        none = np.zeros(len(block) + 1, np.int64), np.zeros(0, np.int64)
-        known = [block.features.get(name, none) for name in self.users]
+        known = [block.features.get(name, no_lists(len(block))) for name in self.users]
         return join(known, self.first[: len(self.users)], len(block))
 
     def sides_of(self, items: np.ndarray) -> Lists:
         """The table rows of the features of these items."""
-        offsets, members = self.sides
-        lengths = np.diff(offsets)[items]
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        return ends, members[np.repeat(offsets[items] - ends[:-1], lengths) + np.arange(ends[-1])]
+        return take_lists(*self.sides, items)
 
     def counts(self, prepared: Prepared) -> np.ndarray:
         """What each row of the table was counted, int64 [rows]: of items and users interactions, of values users or
@@ -96,7 +90,7 @@ class FeatureRows:
 def join(lists: list[Lists], first: np.ndarray, count: int) -> Lists:
     """The members of several lists of each of `count` owners, those of the k-th lists counted from `first[k]` on."""
     if not lists:
-        return np.zeros(count + 1, np.int64), np.zeros(0, np.int64)
+        return no_lists(count)
     owners = np.concatenate([np.repeat(np.arange(count), np.diff(offsets)) for offsets, _ in lists])
     members = np.concatenate([rows + start for (_, rows), start in zip(lists, first, strict=True)])
     order = np.argsort(owners, kind="stable")

@@ -16,6 +16,7 @@ from torch import Tensor
 from hse_dist.model.compose import Spread
 from hse_dist.model.fused import Kept
 from hse_dist.model.histories import Histories
+from hse_dist.model.kernels import owners
 from hse_dist.model.operators import Operators
 from hse_dist.tables.block import DenseRows, SparseRows
 
@@ -49,8 +50,7 @@ class Block:
         if self.context_offsets is None or self.context is None:
             return positions, user
         ends = self.context_offsets[first : first + len(histories.offsets)]
-        owner = torch.repeat_interleave(torch.arange(len(ends) - 1, device=ends.device), ends.diff())
-        return torch.cat([positions, self.context[int(ends[0]) : int(ends[-1])]]), torch.cat([user, owner])
+        return torch.cat([positions, self.context[int(ends[0]) : int(ends[-1])]]), torch.cat([user, owners(ends)])
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,9 @@ import torch
 from torch import Tensor
 
 from hse_dist.data.batch import BatchFeatures
-from hse_dist.model.kernels import expand_rows
+from hse_dist.model.kernels import expand_rows, owners
+from hse_dist.model.operators import SMALLEST
 from hse_dist.tables.block import SparseRows
-
-SMALLEST = 1e-12
-"""A row that is shorter is not scaled to length 1."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,9 @@ def compose(rows: SparseRows, features: BatchFeatures, weights: Tensor, *, unit:
         the composed block of C + X rows, and where growth scores go.
     """
     kept = features.items + features.context_rows
-    values = _at_length_one(rows.values, _owners(rows.offsets), len(rows.offsets) - 1) if unit else rows.values
+    values = _at_length_one(rows.values, owners(rows.offsets), len(rows.offsets) - 1) if unit else rows.values
     of_rows = torch.cat([weights.new_ones(features.items), weights[features.feature]])
-    values = values * of_rows.index_select(0, _owners(rows.offsets))
+    values = values * of_rows.index_select(0, owners(rows.offsets))
     factors = of_rows[:kept].detach()
     gains = None if rows.gains is None else rows.gains[:kept]
     end = int(rows.offsets[kept])
@@ -86,31 +84,26 @@ def _with_sides(
 ) -> tuple[SparseRows, Tensor]:
     """The block with the rows of items' features added to those of the items, and what that made them shorter by."""
     entries, counts = expand_rows(rows.offsets, features.sides)
-    owner = torch.repeat_interleave(_owners(features.side_offsets), counts)
-    keys = torch.cat([_owners(block.offsets) * rows.dims + block.columns, owner * rows.dims + rows.columns[entries]])
+    owner = torch.repeat_interleave(owners(features.side_offsets), counts)
+    keys = torch.cat([owners(block.offsets) * rows.dims + block.columns, owner * rows.dims + rows.columns[entries]])
     positions, place = torch.unique(keys, return_inverse=True)
     total = values.new_zeros(len(positions)).index_add(0, place, torch.cat([block.values, values[entries]]))
-    owners, columns = positions.div(rows.dims, rounding_mode="floor"), positions % rows.dims
+    row, columns = positions.div(rows.dims, rounding_mode="floor"), positions % rows.dims
     count = len(block.offsets) - 1
-    ends = torch.bincount(owners, minlength=count).cumsum(0)
+    ends = torch.bincount(row, minlength=count).cumsum(0)
     shrink = values.new_ones(count)
     if unit:
-        items = owners < features.items  # the rows of users' features keep their weight
-        norms = _norms(total, owners, count)
+        items = row < features.items  # the rows of users' features keep their weight
+        norms = _norms(total, row, count)
         shrink = torch.where(torch.arange(count, device=norms.device) < features.items, 1.0 / norms.detach(), shrink)
-        total = torch.where(items, total / norms.index_select(0, owners), total)
+        total = torch.where(items, total / norms.index_select(0, row), total)
     return SparseRows(torch.cat([ends.new_zeros(1), ends]), columns, total, block.gains, rows.dims), shrink
 
 
-def _owners(offsets: Tensor) -> Tensor:
-    """The row of each entry, int64 [E]."""
-    return torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
-
-
-def _norms(values: Tensor, owners: Tensor, count: int) -> Tensor:
+def _norms(values: Tensor, row: Tensor, count: int) -> Tensor:
     """Lengths of the rows, [count]; at least `SMALLEST`."""
-    return values.new_zeros(count).index_add(0, owners, values.square()).clamp_min(SMALLEST**2).sqrt()
+    return values.new_zeros(count).index_add(0, row, values.square()).clamp_min(SMALLEST**2).sqrt()
 
 
-def _at_length_one(values: Tensor, owners: Tensor, count: int) -> Tensor:
-    return values / _norms(values, owners, count).index_select(0, owners)
+def _at_length_one(values: Tensor, row: Tensor, count: int) -> Tensor:
+    return values / _norms(values, row, count).index_select(0, row)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from hse_dist.model.kernels import owners
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class Histories:
 
     def user(self) -> Tensor:
         """The user of each position, int64 [L]."""
-        lengths = self.offsets.diff()
-        return torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        return owners(self.offsets)
 
     def pooled(self) -> tuple[Tensor, Tensor]:
         """Positions that the input shows and their users, int64 each."""

@@ -26,6 +26,11 @@ SMALLEST_SQUARE = 1e-12
 """Of the length of a user's scores; below it they have no direction."""
 
 
+def owners(offsets: Tensor) -> Tensor:
+    """The row of each entry, int64 [E], where row r has the entries offsets[r] … offsets[r + 1] − 1."""
+    return torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
+
+
 def expand_rows(offsets: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """The entries of the rows `positions` [L], one row after the other.
 
@@ -99,7 +104,7 @@ class Pattern:
     @cached_property
     def rows(self) -> Tensor:
         """Row of each entry, int64 [E]."""
-        return torch.repeat_interleave(torch.arange(self.candidates, device=self.offsets.device), self.offsets.diff())
+        return owners(self.offsets)
 
     @cached_property
     def by_column(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -123,7 +123,7 @@ class FoldIn:
             lengths, gains = np.ones(len(count)), np.ones(len(count))
         rest = np.where(own_columns & (self.new < self.dims), self.new, quiet_columns(self.new, level.pooled))
         others = sp.csr_matrix(self.sums - self.sums.multiply(_ones(rest, self.dims)))
-        shared = _to_length_one(strongest(others, self.entries - 1))
+        shared = to_length_one(strongest(others, self.entries - 1))
         reach = np.abs(shared @ level.pooled) * np.abs(gains) * lengths
         share = np.where(reach > 0, abs(level.score) * popularity / np.where(reach > 0, reach, 1.0), MOST_SHARED)
         share = np.where(np.diff(shared.indptr) > 0, np.clip(share, LEAST_SHARED, MOST_SHARED), 0.0)
@@ -147,7 +147,7 @@ def _ones(columns: np.ndarray, dims: int) -> sp.csr_matrix:
     return sp.csr_matrix((np.ones(len(columns)), (np.arange(len(columns)), columns)), shape=(len(columns), dims))
 
 
-def _to_length_one(rows: sp.csr_matrix) -> sp.csr_matrix:
+def to_length_one(rows: sp.csr_matrix) -> sp.csr_matrix:
     """Those without entries stay so."""
     norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
     return sp.csr_matrix(sp.diags(1.0 / np.where(norms > 0, norms, 1.0)) @ rows)

@@ -26,7 +26,7 @@ from hse_dist.data.feature_rows import FeatureRows
 from hse_dist.data.prepared import Prepared
 from hse_dist.errors import DataError
 from hse_dist.files import new_folder, write_json
-from hse_dist.sparsity.fold_in import KEPT, FoldIn, pruned, strongest
+from hse_dist.sparsity.fold_in import KEPT, FoldIn, pruned, strongest, to_length_one
 from hse_dist.sparsity.start.folder import RANGE_ROWS, VERSION, Ints, StartFolder, row_ranges, write_entries, write_rows
 from hse_dist.sparsity.start.random_rows import random_entries
 
@@ -112,7 +112,7 @@ def _by_history(
     order = np.concatenate([np.flatnonzero(live == count) for count in np.unique(live)])
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
-    return _at_length_one(sp.csr_matrix(sp.vstack(found, format="csr")[back]))
+    return to_length_one(sp.csr_matrix(sp.vstack(found, format="csr")[back]))
 
 
 def _of_users(
@@ -158,13 +158,6 @@ def _with_random(rows: sp.csr_matrix, live: Ints, first: int, seed: int) -> sp.c
     places = drawn.rows - first, drawn.columns
     made = sp.csr_matrix((drawn.values.astype(np.float64), places), shape=rows.shape)
     return sp.csr_matrix(rows + made)
-
-
-def _at_length_one(rows: sp.csr_matrix) -> sp.csr_matrix:
-    norms = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
-    scaled = sp.csr_matrix(sp.diags(1.0 / np.where(norms > 0, norms, 1.0)) @ rows)
-    scaled.sort_indices()
-    return scaled
 
 
 def live_of_features(config: Config, features: FeatureRows) -> int:
