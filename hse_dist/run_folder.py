@@ -62,7 +62,7 @@ class RunFolder:
         self.config, self.path = config, Path(config.run.folder)
         self.settings, self.data = self.path / "config.json", self.path / "data.json"
         self.start, self.checkpoints = self.path / "start", self.path / "checkpoints"
-        self.start_of_features = self.path / "start-features"
+        self.start_of_features, self.teacher = self.path / "start-features", self.path / "teacher.json"
         self.early, self.server = self.path / "early", self.path / "server.json"
         self.owner, self.placement = self.path / "owner.json", self.path / "placement.json"
         self.progress = self.path / ".progress"

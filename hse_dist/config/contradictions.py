@@ -122,6 +122,18 @@ def _loss(config: Config) -> Iterator[str]:
     if model.score_clip is not None and model.loss != "cosine":
         yield f'model.score_clip = {model.score_clip:g} is for model.loss = "cosine", not "{model.loss}"'
 
+    if (teacher := config.train.teacher) is None:
+        return
+    name = f'train.teacher = "{teacher}"'
+    if model.loss != "cosine":
+        yield f'{name} gives scores for model.loss = "cosine", not "{model.loss}"'
+    if model.score_clip is not None:
+        yield f"{name} cannot be together with model.score_clip"
+    if model.kind == "two_tower":
+        yield f'{name} is for model.kind = "autoencoder", not "two_tower"'
+    if teacher == config.run.folder:
+        yield f"{name} is run.folder itself"
+
 
 def _memory(config: Config) -> Iterator[str]:
     kernel = config.tables.item.kernel

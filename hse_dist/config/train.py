@@ -67,6 +67,9 @@ class TrainSettings(Settings):
     """How the rates fall over the run."""
     warm_accumulator: NonNegativeFloat = 0.0
     """First value of the optimizer's accumulator; protects a good start from a first step of full size."""
+    teacher: str | None = None
+    """Folder of another run on the same prepared data, with more live entries: the scores of its best checkpoint take
+    the place of histories in the cosine loss."""
     evaluate_every: PositiveInt = 1
     """Epochs between validations; the best checkpoint by these is the result."""
     better_by: NonNegativeFloat = 1.0

@@ -12,7 +12,8 @@ The second term takes out an item's own contribution (EASE's zero diagonal). Row
 `user_entries` keeps only the strongest entries of u before it is scored (HSE's bound on user vectors). The second term
 stays as it is, though an item's own part in the entries that were left out is not in its score.
 
-The loss is that cosine, or one by ranking (`losses.py`).
+The loss is that cosine, with the history or with what another model makes of it (`teacher.py`), or one by ranking
+(`losses.py`).
 
 Shapes: B users, b of them at a time, the first N of them, C candidates, L history positions, M context positions (rows
 of users' features), K columns in use.
@@ -33,6 +34,7 @@ from hse_dist.model.kernels import CosineLoss, Strongest
 from hse_dist.model.losses import Ranked, bpr_loss, scale_of, softmax_loss
 from hse_dist.model.operators import DenseOperators, Operators, SparseOperators, columns_in_use
 from hse_dist.model.parameters import DenseParameters
+from hse_dist.model.teacher import Teacher, TeacherLoss
 from hse_dist.tables.block import DenseRows, SparseRows
 
 SMALLEST = 1e-300
@@ -82,6 +84,15 @@ class Autoencoder:
         block = self.block(rows, batch.features)
         return self.operators(block, kept).score(u_kb)[: block.items]
 
+    def teacher(self, rows: SparseRows | DenseRows, positions: Tensor) -> Teacher:
+        """This model as one that others learn from.
+
+        Args:
+            rows: of a batch's candidates. positions: int64 [L] into these, of all histories of the batch.
+        """
+        block = self.block(rows)
+        return Teacher(self.operators(block, self._kept_columns(rows, positions)), self._strongest)
+
     def _strongest(self, u_kb: Tensor) -> Tensor:
         count = self.settings.user_entries
         return u_kb if count is None else Strongest.apply(u_kb, count)
@@ -92,7 +103,13 @@ class Autoencoder:
         return columns_in_use(rows, positions)
 
     def loss(
-        self, rows: SparseRows | DenseRows, batch: Batch, generator: torch.Generator | None, *, collect: int = 0
+        self,
+        rows: SparseRows | DenseRows,
+        batch: Batch,
+        generator: torch.Generator | None,
+        *,
+        collect: int = 0,
+        teacher: Teacher | None = None,
     ) -> tuple[Tensor, Activations]:
         """The loss of a batch, a scalar; zero with a gradient of zero for a batch without users.
 
@@ -100,15 +117,18 @@ class Autoencoder:
             rows: the rows of `batch.candidates`, in that order.
             generator: of the input dropout, and of BPR's negatives; None: no dropout, and negatives by torch's own.
             collect: of so many users keep what `Activations.matrices` gives; and columns that only candidates use.
+            teacher: whose scores take the place of the histories.
         """
         shares = self._shares(batch.offsets.diff())
         histories = Histories(batch.offsets, batch.positions, self._seen(batch.positions, generator), shares)
         block = self.block(rows, batch.features)
         # the compiled sweep pools and scores in one go: no search for the strongest entries, no context in between
-        whole = self.settings.user_entries is None and block.context is None and self.settings.loss == "cosine"
+        plain = self.settings.user_entries is not None or block.context is not None or teacher is not None
+        whole = not plain and self.settings.loss == "cosine"
         if whole and isinstance(block.rows, SparseRows) and available(block.rows.values):
             return self.fused_loss(block, histories, collect=collect)
-        return self.plain_loss(block, histories, collect=collect, chances=batch.log_chances, generator=generator)
+        chances = batch.log_chances
+        return self.plain_loss(block, histories, collect=collect, chances=chances, generator=generator, teacher=teacher)
 
     def fused_loss(self, block: Block, histories: Histories, *, collect: int) -> tuple[Tensor, Activations]:
         """`loss` by the compiled sweep."""
@@ -130,8 +150,9 @@ class Autoencoder:
         collect: int,
         chances: Tensor | None = None,
         generator: torch.Generator | None = None,
+        teacher: Teacher | None = None,
     ) -> tuple[Tensor, Activations]:
-        """`loss` by the functions of `kernels.py`, or of dense rows, or of `losses.py`."""
+        """`loss` by the functions of `kernels.py`, or of dense rows, or of `losses.py` and `teacher.py`."""
         users = len(histories.offsets) - 1
         pooled = histories.pooled()[0]
         in_use = None if collect else pooled if block.context is None else torch.cat([pooled, block.context])
@@ -152,6 +173,9 @@ class Autoencoder:
                 u_kb.retain_grad()
                 scores_cb.retain_grad()
                 blocks.append((u_kb, scores_cb))
+            if teacher is not None:
+                losses.append(_taught(teacher, scores_cb, some))
+                continue
             losses.append(self._judge(u_kb, scores_cb[: block.items], own, some, chances, generator))
         return torch.stack(losses).sum(), activations(block, operators, histories, min(collect, users), blocks, None)
 
@@ -185,3 +209,9 @@ class Autoencoder:
             return None
         drawn = torch.rand(len(positions), generator=generator).to(positions.device)
         return drawn >= self.settings.input_dropout
+
+
+def _taught(teacher: Teacher, scores_cb: Tensor, users: Histories) -> Tensor:
+    """The loss of a block of users who learn from a teacher."""
+    positions, user = users.pooled()
+    return TeacherLoss.apply(scores_cb, teacher.scores(users), positions * scores_cb.shape[1] + user, users.shares)

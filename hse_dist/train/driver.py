@@ -33,6 +33,7 @@ from hse_dist.sparsity.start.features import live_of_features, make_feature_star
 from hse_dist.tasks import ray_is_running
 from hse_dist.train.continued import check_predecessor
 from hse_dist.train.sinks import check_sinks
+from hse_dist.train.teacher import check_teacher
 from hse_dist.train.worker import train_worker
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def train(config: Config) -> dict[str, Any]:
         folder.claim()
         folder.claim_data(Prepared(config.data.folder))
         _check_resume(config, folder)
+        check_teacher(config, Prepared(config.data.folder))
         actor = _start_server(config, folder)
         state = _make_start(config, folder, actor)
         stopping = stoppable(config.cluster.grace_seconds, None if actor is None else partial(_ask_to_stop, actor))

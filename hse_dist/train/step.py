@@ -29,6 +29,7 @@ from hse_dist.tables.sharded import DenseTable, PackedTable
 from hse_dist.train.dense_update import DenseUpdate
 from hse_dist.train.guard import Guard, NotFiniteError
 from hse_dist.train.rewiring import Rewirer
+from hse_dist.train.teacher import TeacherTable
 
 MOST_SKIPPED = 20
 """Steps in a row that are left out for NaN or infinity before the run ends: it would learn nothing more."""
@@ -57,6 +58,7 @@ class Trainer(Rewirer):
         counts: training interactions of each row, int64 [rows]; None: all the same.
         features: of users and items, that have rows in the table.
         chances: of `make_batch`; None where the loss needs none.
+        teacher: whose scores take the place of histories in the loss.
 
     Attributes:
         skipped: the steps that were left out, since the start of the run.
@@ -74,13 +76,14 @@ class Trainer(Rewirer):
         counts: np.ndarray | None = None,
         features: FeatureRows | None = None,
         chances: np.ndarray | None = None,
+        teacher: TeacherTable | None = None,
     ) -> None:
         super().__init__(config, table, transport, ranks, steps, counts, features)
         self.ahead = ahead
         self.device = local_device(ranks.device)  # with its number: a thread's present device is always the first
         self.model = Autoencoder(config.model, self.parameters.to(self.device))
         self.dense = DenseUpdate(self.parameters, config.train.weight_learning_rate, ranks)
-        self.chances = chances
+        self.chances, self.teacher = chances, teacher
         self.guard, self.skipped = Guard(ranks, self.parameters.trained), list[int]()
         self._asked: tuple[Batch, Any] | None = None
 
@@ -116,7 +119,8 @@ class Trainer(Rewirer):
         watched = self.collector.users(rows) if grows else 0
         if watch:
             self.live_seen.watch(rows)
-        loss, activations = self.model.loss(rows, batch, self._generator(step), collect=watched)
+        taught = self.teacher.answer(batch) if self.teacher is not None else None
+        loss, activations = self.model.loss(rows, batch, self._generator(step), collect=watched, teacher=taught)
         if following is not None and ahead is not None:
             ahead.advance()
             self._asked = (following, ahead)

@@ -38,6 +38,7 @@ from hse_dist.tables.sharded import DenseTable, PackedTable
 from hse_dist.train.continued import continued_table, record_continued
 from hse_dist.train.loop import Loop, Report
 from hse_dist.train.step import Trainer
+from hse_dist.train.teacher import TeacherTable
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ def train_worker(ranks: Ranks, arguments: dict[str, Any]) -> dict[str, Any]:
     transport = join_server(config, arguments.get("server"), ranks, steps, state)
     counts = features.counts(prepared) if features else prepared.counts()
     chances = chances_of(config, prepared)
-    trainer = Trainer(config, table, transport, ranks, steps, ahead, counts, features, chances)
+    teacher = TeacherTable.of(config, prepared, ranks)
+    trainer = Trainer(config, table, transport, ranks, steps, ahead, counts, features, chances, teacher)
     trainer.take_up(state)
     if dense:
         trainer.dense.load_state_dict(dense)

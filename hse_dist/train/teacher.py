@@ -1,0 +1,74 @@
+"""Another run that a run learns from.
+
+In: `train.teacher`, the folder of a run on the same prepared data. Out: the rows of its best checkpoint, sharded over
+the ranks as those of the run itself, and looked up for the same candidates; they are never changed. What that takes:
+the teacher's table in memory, and its chunks of a step's candidates on the wire.
+
+The run writes down which checkpoint that is, so that one that goes on learns from what it has begun with.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hse_dist.checkpoint.store import CheckpointStore
+from hse_dist.config import Config
+from hse_dist.data.batch import Batch
+from hse_dist.data.prepared import Prepared
+from hse_dist.errors import RunFolderError
+from hse_dist.evaluate.driver import open_best
+from hse_dist.files import write_json
+from hse_dist.model.teacher import Teacher
+from hse_dist.ranks import Ranks
+from hse_dist.run_folder import RunFolder, read_record, stored_config
+
+
+def check_teacher(config: Config, prepared: Prepared) -> None:
+    """Check that the run of `train.teacher`, if there is to be one, can be learned from here, and remember its best
+    checkpoint.
+
+    Raises:
+        RunFolderError: there is no such run, it has no checkpoint or other data, it is one with features; or a run that
+            goes on began with another checkpoint of it.
+    """
+    if config.train.teacher is None:
+        return
+    other, folder = stored_config(config.train.teacher), RunFolder(config)
+    data, best = read_record(RunFolder(other).data, "record of the run's data"), CheckpointStore.of(other).best()
+    if best is None:
+        raise _refusal(config, "The run that is to teach has no checkpoint.", "Train it first.")
+    if data.get("fingerprint") != prepared.fingerprint:
+        what = f"The run that is to teach was trained on other data than those in {prepared.folder}."
+        raise _refusal(config, what, "Its users for validation and test would be others.")
+    if other.model.kind != "autoencoder":
+        raise _refusal(config, "The run that is to teach has features of users or items.", "Only histories are shown.")
+    if not folder.started:
+        write_json(folder.teacher, {"step": best.step})
+    elif (step := read_record(folder.teacher, "record of the run's teacher").get("step")) != best.step:
+        what = f"The best checkpoint of the run that teaches is that of step {best.step} now, and was that of {step}."
+        raise _refusal(config, what, "It was trained on meanwhile: train into another run.folder.")
+
+
+def _refusal(config: Config, what: str, cause: str) -> RunFolderError:
+    return RunFolderError(what, cause=cause, setting="train.teacher", value=config.train.teacher)
+
+
+class TeacherTable:
+    """The table of the run that teaches, and its model; every method is a collective call."""
+
+    def __init__(self, config: Config, prepared: Prepared, ranks: Ranks) -> None:
+        other = stored_config(str(config.train.teacher))
+        cluster = other.cluster.model_copy(update={"device": config.cluster.device})
+        opened = open_best(other.model_copy(update={"cluster": cluster}), prepared, ranks)
+        self.table, self.model = opened.table, opened.model
+
+    @classmethod
+    def of(cls, config: Config, prepared: Prepared, ranks: Ranks) -> TeacherTable | None:
+        """That of a run; None where it learns from histories."""
+        return None if config.train.teacher is None else cls(config, prepared, ranks)
+
+    def answer(self, batch: Batch) -> Teacher:
+        """Its rows of the batch's candidates."""
+        with torch.no_grad():
+            rows = self.table.lookup(batch.candidates)
+        return self.model.teacher(rows, batch.positions)

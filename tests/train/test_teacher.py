@@ -1,0 +1,162 @@
+"""A run that learns from another one: that it does, on any number of ranks, and that it goes on as it began."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hse_dist.config import Config
+from hse_dist.data.batch import make_batch
+from hse_dist.data.prepare import prepare
+from hse_dist.data.prepared import Prepared
+from hse_dist.errors import ConfigError, RunFolderError
+from hse_dist.evaluate.driver import evaluate
+from hse_dist.model.histories import Histories
+from hse_dist.ranks import Ranks
+from hse_dist.run_folder import RunFolder
+from hse_dist.sparsity.schedule import live_counts
+from hse_dist.sparsity.server import SparsityServer
+from hse_dist.sparsity.start import make_start
+from hse_dist.testing.ranks import run_ranks
+from hse_dist.testing.runs import journal_of, metrics_of, read_checkpoint, small_config, store_of
+from hse_dist.train.driver import train
+from hse_dist.train.step import Trainer
+from hse_dist.train.teacher import TeacherTable
+from hse_dist.train.worker import train_worker
+
+FREE: dict[str, Any] = {
+    "sparsity__start": "local_inverse",
+    "model__row_norm": "free",
+    "tables__item__dims": "items",
+    "train__learning_rate": 0.05,
+    "train__warm_accumulator": 0.001,
+    "train__negatives": 1000,  # all items
+}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A start of 24 entries a row."""
+    place = tmp_path_factory.mktemp("wide")
+    config = small_config(
+        place / "run", place / "data", **FREE, train__epochs=0, tables__item__live=24, sparsity__budget__ceiling=64
+    )
+    prepare(config)
+    train(config)
+    return config
+
+
+def narrow(place: Path, wide: Config, **changes: Any) -> Config:
+    return small_config(place, Path(wide.data.folder), **FREE | {"train__teacher": wide.run.folder} | changes)
+
+
+def losses_of(config: Config) -> list[float]:
+    return [line["loss"] for line in metrics_of(config) if line["kind"] == "train"]
+
+
+def test_a_narrow_table_comes_nearer_to_a_wide_one(tmp_path: Path, wide: Config) -> None:
+    config = narrow(tmp_path / "run", wide, train__epochs=6)
+    summary, losses = train(config), losses_of(config)
+    assert losses[-1] < 0.7 * losses[0]
+    assert {entry["live"] for entry in journal_of(config)} == {summary["live_entries"]}
+    assert sum(entry.get("grown", 0) for entry in journal_of(config)) > 20, "what grows learns from the teacher, too"
+    assert evaluate(config)["bytes_per_item"] < 49 < evaluate(wide)["bytes_per_item"]
+
+
+def begin(config: Config) -> dict[str, Any]:
+    """What the driver does before the workers; the server's state."""
+    folder = RunFolder(config)
+    folder.claim()
+    server = SparsityServer(config.sparsity, 0, 1)
+    start = make_start(config, Prepared(config.data.folder), folder.start, server.new_cut)
+    server.record_start(config.sparsity.start, live_counts(config, start.live_entries, start.rows))
+    return server.state_dict()
+
+
+def train_on(ranks: Ranks, config: Config, state: dict[str, Any]) -> Any:
+    return train_worker(ranks, {"config": config, "server": None, "server_state": state})
+
+
+def taught_on(ranks: Ranks, config: Config) -> np.ndarray:
+    """The teacher's scores for the same users on every rank."""
+    prepared = Prepared(config.data.folder)
+    teacher = TeacherTable.of(config, prepared, ranks)
+    assert teacher is not None
+    users = next(prepared.scan("train")).slice(0, 20)
+    batch = make_batch(users, rows=prepared.items, negatives=30, seed=0, step=1, rank=0)
+    shares = torch.full((len(users),), 1 / len(users), dtype=torch.float64)
+    scores = teacher.answer(batch).scores(Histories(batch.offsets, batch.positions, None, shares))
+    assert not scores.requires_grad and scores.abs().sum() > 0
+    return scores.numpy()
+
+
+def learn_on(ranks: Ranks, config: Config, state: dict[str, Any], size: int) -> Any:
+    """Those scores; and of several ranks the summary of the run."""
+    return taught_on(ranks, config), train_on(ranks, config, state) if size > 1 else None
+
+
+@pytest.mark.distributed
+def test_two_ranks_have_the_same_teacher_and_learn_from_it(tmp_path: Path, wide: Config) -> None:
+    config = narrow(tmp_path / "run", wide, train__epochs=3, train__log_every=1)
+    (one,), ((two, summary), (too, _)) = (run_ranks(learn_on, ranks, config, begin(config), ranks) for ranks in (1, 2))
+    assert one[0].tobytes() == two.tobytes() == too.tobytes()
+    losses = losses_of(config)
+    assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
+    assert summary["wire_bytes"]["gradients"] > 0
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, wide: Config) -> None:
+    changes: dict[str, Any] = {"train__checkpoint_every": 4, "train__epochs": 1, "model__input_dropout": 0.2}
+    straight, broken = (narrow(tmp_path / name, wide, **changes) for name in ("straight", "broken"))
+    train(straight)
+    step = Trainer.step
+
+    def stop(self: Trainer, batch: Any, number: int, *following: Any) -> Any:
+        result = step(self, batch, number, *following)
+        if number == 9:
+            raise KeyError
+        return result
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr(Trainer, "step", stop)
+        train(broken)
+    assert train(broken)["resumed_from"] == 8
+    assert journal_of(straight) == journal_of(broken) and metrics_of(straight) == metrics_of(broken)
+    states = [run_ranks(read_checkpoint, 1, run, store_of(run).latest(), 150)[0] for run in (straight, broken)]
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_who_cannot_teach_is_refused_before_anything_starts(tmp_path: Path, wide: Config) -> None:
+    with pytest.raises(RunFolderError, match="There is no run in"):
+        train(narrow(tmp_path / "a", wide, train__teacher=str(tmp_path / "nobody")))
+    empty = tmp_path / "empty"
+    shutil.copytree(wide.run.folder, empty, ignore=shutil.ignore_patterns("checkpoints", "topology.jsonl"))
+    with pytest.raises(RunFolderError, match=r"has no checkpoint.*Train it first.*train.teacher"):
+        train(narrow(tmp_path / "b", wide, train__teacher=str(empty)))
+    others = small_config(tmp_path / "run", tmp_path / "data", train__teacher=wide.run.folder, data__min_user_count=4)
+    with pytest.raises(RunFolderError, match=r"was trained on other data"):
+        train(others)
+    for name, changes in {
+        'train.teacher = "runs/w" gives scores for model.loss = "cosine"': {"model__loss": "softmax"},
+        "cannot be together with model.score_clip": {"model__score_clip": 1.0},
+        "is run.folder itself": {"run__folder": "runs/w"},
+    }.items():
+        with pytest.raises(ConfigError, match=name):
+            narrow(tmp_path / "c", wide, train__teacher="runs/w", **changes)
+
+
+def test_a_run_goes_on_with_the_teacher_it_began_with(tmp_path: Path, wide: Config) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(wide.run.folder, teacher)
+    config = narrow(tmp_path / "run", wide, train__teacher=str(teacher), train__epochs=1)
+    train(config)
+    assert train(config)["resumed_from"] > 0
+    record = RunFolder(config).teacher
+    record.write_text('{"step": 7}')
+    with pytest.raises(RunFolderError, match=r"is that of step 0 now, and was that of 7"):
+        train(config)
