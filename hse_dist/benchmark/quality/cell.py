@@ -1,8 +1,9 @@
 """One cell of the matrix, from prepared data to metrics.
 
 In: a cell. Out: what became of it, JSON-able: metrics, bytes and seconds, or the error. The metrics of each user lie in
-a file beside. Packed rows go the way of the jobs `train` and `evaluate`, in this process and without Ray; baselines go
-through their registry, and share factorizations by a folder.
+a file beside. Packed rows go the way of the jobs `train` and `evaluate`, in this process and without Ray, and a cell
+that learns from another run makes that one first, where it is missing; baselines go through their registry, and share
+factorizations by a folder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hse_dist.benchmark.quality.store import DONE, FAILED, Cell, Store
+from hse_dist.config import Config
 from hse_dist.errors import HseError, PreemptedError
 
 KEPT = ("ndcg@100", "recall@20", "recall@50", "coverage", "users", "thirds", "bytes_per_item", "live_entries",
@@ -42,8 +44,13 @@ def _ours(store: Store, cell: Cell) -> dict[str, Any]:
 
     assert cell.config is not None
     folder = store.run(cell)
-    config = cell.config.model_copy(update={"run": cell.config.run.model_copy(update={"folder": str(folder)})})
+    config = _in_folder(cell.config, folder)
     try:
+        if cell.teacher is not None:
+            teacher = store.teacher(cell)
+            with store.lock(teacher.name, wait=True):
+                train(_in_folder(cell.teacher, teacher))
+            config = config.model_copy(update={"train": config.train.model_copy(update={"teacher": str(teacher)})})
         summary = train(config)
         metrics = evaluate(config, "test")
         store.users(cell).parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +63,11 @@ def _ours(store: Store, cell: Cell) -> dict[str, Any]:
         raise
     shutil.rmtree(folder)
     return {**{key: metrics[key] for key in KEPT}, **{key: summary[key] for key in TRAINING}}
+
+
+def _in_folder(config: Config, folder: Path) -> Config:
+    """The configuration of a run in another folder."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"folder": str(folder)})})
 
 
 def _baseline(store: Store, cell: Cell) -> dict[str, Any]:

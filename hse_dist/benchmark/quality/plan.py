@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from hse_dist.baselines.registry import BASELINES
-from hse_dist.benchmark.quality.settings import LIVE_BYTES, METHODS, overrides, seeds_of
+from hse_dist.benchmark.quality.settings import (
+    LIVE_BYTES,
+    METHODS,
+    TEACHER,
+    TEACHER_BYTES,
+    is_taught,
+    overrides,
+    seeds_of,
+)
 from hse_dist.benchmark.quality.store import Cell, Store
 from hse_dist.config import Config, dump_config, load_config
 from hse_dist.data import catalog
@@ -158,7 +166,12 @@ def _of_ours(request: Request, store: Store, data: str, method: str, budget: int
     base = _config(request, store, data, seed)
     config = _config(request, store, data, seed, overrides(base, data, method, budget))
     changed, whole = settings_that_decide(config)
-    return {"config": config, "changed": changed, "whole": whole}
+    if not is_taught(data, method, budget):
+        return {"config": config, "changed": changed, "whole": whole}
+    teacher = _config(request, store, data, seed, overrides(base, data, TEACHER, TEACHER_BYTES))
+    of_teacher = settings_that_decide(teacher)
+    changed, whole = ({**mine, "teacher": its} for mine, its in zip((changed, whole), of_teacher, strict=True))
+    return {"config": config, "teacher": teacher, "changed": changed, "whole": whole}
 
 
 def _config(request: Request, store: Store, data: str, seed: int, more: Sequence[str] = ()) -> Config:

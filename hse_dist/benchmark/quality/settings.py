@@ -64,6 +64,12 @@ TARGETS: dict[tuple[str, int], float] = {
 """The share of full EASE's nDCG@100 that `ours` is to reach, by data set and bytes an item."""
 
 
+TEACHER, TEACHER_BYTES = "ours-start", 1024
+"""Method and budget of the runs that teach."""
+TAUGHT: dict[str, tuple[str, ...]] = {}
+"""By data set: overrides of `ours` at smaller budgets, which there learns from such a run of the same seed."""
+
+
 def of_size(config: Config, budget: int) -> tuple[str, ...]:
     """The overrides that follow from a budget of bytes an item.
 
@@ -80,8 +86,13 @@ def of_size(config: Config, budget: int) -> tuple[str, ...]:
 
 def overrides(config: Config, data: str, method: str, budget: int) -> tuple[str, ...]:
     """All overrides of a method of this project, on the configuration of its data set."""
-    known = OURS.get(data, {})
-    return (*of_size(config, budget), *known.get(None, ()), *known.get(budget, ()), *METHODS[method])
+    known, taught = OURS.get(data, {}), TAUGHT[data] if is_taught(data, method, budget) else ()
+    return (*of_size(config, budget), *known.get(None, ()), *known.get(budget, ()), *taught, *METHODS[method])
+
+
+def is_taught(data: str, method: str, budget: int) -> bool:
+    """Whether a method of this project learns from another run."""
+    return method == OURS_NAME and data in TAUGHT and budget < TEACHER_BYTES
 
 
 def seeds_of(data: str) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ class Cell:
         budget: bytes an item; None: the method has its own size.
         prepared: folder of the histories. fingerprint: of their content.
         config: of a method of this project, None of a baseline.
+        teacher: of the run that it learns from, if it does.
         changed: its settings that differ from the defaults and decide the result; whole: all that do.
         cost: expected seconds, of use for the order alone.
     """
@@ -48,6 +49,7 @@ class Cell:
     fingerprint: str
     cost: float
     config: Config | None = None
+    teacher: Config | None = None
     changed: dict[str, Any] = field(default_factory=dict)
     whole: dict[str, Any] = field(default_factory=dict)
 
@@ -97,6 +99,11 @@ class Store:
     def run(self, cell: Cell) -> Path:
         """The run folder of a cell that is under way; one that was interrupted goes on from there."""
         return self.folder / "runs" / cell.name
+
+    def teacher(self, cell: Cell) -> Path:
+        """The run that a cell, and others of its data and seed, learn from."""
+        decides = json.dumps([cell.fingerprint, cell.changed["teacher"]], sort_keys=True)
+        return self.folder / "teachers" / f"{cell.data}.{cell.seed}.{hashlib.sha256(decides.encode()).hexdigest()[:16]}"
 
     def factors(self, cell: Cell) -> Path:
         """Where the baselines of one data set and seed keep what they share."""

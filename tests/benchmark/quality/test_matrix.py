@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hse_dist.benchmark.quality import benchmark_quality, matrix, settings, worker
+from hse_dist.benchmark.quality import benchmark_quality, matrix, plan, settings, worker
 from hse_dist.benchmark.quality.plan import Request
 from hse_dist.benchmark.quality.store import Store
 from hse_dist.benchmark.report import finish
@@ -51,6 +51,10 @@ negatives = 40
 def configs(tmp_path: Path) -> str:
     (tmp_path / "tiny.toml").write_text(TOML, encoding="utf-8")
     return str(tmp_path)
+
+
+def load_json(path: Path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def run(tmp_path: Path, configs: str, **options):
@@ -161,6 +165,21 @@ def test_a_result_holds_for_its_settings_alone(tmp_path, configs, counting, monk
     path.write_text(json.dumps(kept))
     run(tmp_path, configs, **options)
     assert counting.computed[3:] == ["ours 64 0"]
+
+
+def test_a_cell_learns_from_a_wide_start_that_is_made_once(tmp_path, configs, monkeypatch):
+    monkeypatch.setitem(settings.TAUGHT, "tiny", ("train.negatives=100",))
+    for module in (settings, plan):
+        monkeypatch.setattr(module, "TEACHER_BYTES", 256)
+    options = {"methods": ("ours",), "bytes": (64, 128, 256)}
+    report = run(tmp_path, configs, **options)
+    assert report.figures["failed"] == 0 and len(report.records["cells"]) == 3
+    (teacher,) = (tmp_path / "out/quality/teachers").iterdir()
+    assert load_json(teacher / "config.json")["tables"]["item"]["live"] == 32
+    cells = [load_json(path)["settings"] for path in sorted((tmp_path / "out/quality/cells").iterdir())]
+    assert sum("teacher" in cell for cell in cells) == 2, "the teacher's own budget has none"
+    monkeypatch.setitem(settings.OURS, "tiny", {256: ("sparsity.local_inverse.regularization=20.0",)})
+    assert run(tmp_path, configs, show=True, **options).figures["left"] == 3, "another teacher gives other results"
 
 
 def test_cells_of_another_command_are_left_to_it(tmp_path, configs, counting):
