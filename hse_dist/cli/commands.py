@@ -74,8 +74,12 @@ def submit(words: Namespace) -> Result:
 
 
 def evaluate(words: Namespace) -> Result:
-    """Run folder, or a baseline → metrics."""
+    """Run folder, an export or a baseline → metrics."""
     config = _config(words)
+    if words.export is not None:
+        from hse_dist.export.held_out import evaluate_export
+
+        return evaluate_export(config, words.split, words.export or None)
     if words.baseline:
         return _evaluate_baseline(config, words.split, words.baseline, words.bytes)
     from hse_dist.evaluate.driver import evaluate as run

@@ -7,6 +7,7 @@ ends the program with argparse's own message and exit code 2.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 BASELINES = ("popularity", "item-knn", "item-knn-full", "ease", "ease-pruned", "hse", "dense", "gradual-topk", "als")
 """The names of hse_dist.baselines.registry, which would take seconds to import."""
+
+OVERRIDE = re.compile(r"[a-z_]+(\.[\w-]+)+=")
+"""How an override begins; a folder of such a name is written with ./ before it."""
 
 EPILOG = """
 Every job prints one JSON object as its last line on standard output and logs to standard error.
@@ -40,7 +44,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if strange:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if overrides is not None:
-        words.overrides = [*overrides, *rest]
+        words.overrides = [*overrides, *_taken(words), *rest]
     if words.job == "evaluate" and words.bytes and not words.baseline:
         parser.error("evaluate --bytes needs --baseline")
     if words.job == "plan" and words.gradient_slots and words.gradient_slots > words.chunk_width:
@@ -62,6 +66,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return words
 
 
+def _taken(words: argparse.Namespace) -> list[str]:
+    """The override behind `evaluate --export`, which argparse takes for its folder; none where it is one."""
+    if words.job != "evaluate" or not OVERRIDE.match(words.export or ""):
+        return []
+    taken = str(words.export)
+    words.export = ""
+    return [taken]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hse-dist",
@@ -76,10 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--follow", action="store_true", help="watch the log; a round of training for all that comes")
     _add_simulate(jobs)
     add_submit(_add(jobs, "submit", "run a job on a Ray cluster that is there, and end as it ends"), _number)
-    evaluate = _add(jobs, "evaluate", "rank the whole catalogue for held-out users")
-    evaluate.add_argument("--split", choices=("test", "valid"), default="test", help="held-out users (default: test)")
-    evaluate.add_argument("--baseline", choices=BASELINES, help="another model of the same histories, not the run")
-    evaluate.add_argument("--bytes", type=_number, metavar="N", help="what a baseline may take an item, where sized")
+    _add_evaluate(jobs)
     _add_export(jobs)
     _add_repack(jobs)
     _add_compare(jobs)
@@ -126,6 +136,16 @@ def _add_simulate(jobs: Jobs) -> None:
     text = "cut a node off at this step, until the run goes on without it; then it comes back"
     losses.add_argument("--part-node", type=_number, metavar="AT_STEP", help=text)
     job.add_argument("--minutes", type=_number, default=30, metavar="M", help="limit of the whole (default: 30)")
+
+
+def _add_evaluate(jobs: Jobs) -> None:
+    job = _add(jobs, "evaluate", "rank the whole catalogue for held-out users")
+    job.add_argument("--split", choices=("test", "valid"), default="test", help="held-out users (default: test)")
+    others = job.add_mutually_exclusive_group()
+    others.add_argument("--baseline", choices=BASELINES, help="another model of the same histories, not the run")
+    text = "what an export answers, as it was written, and the bytes that it takes an item (default: the run's export)"
+    others.add_argument("--export", nargs="?", const="", metavar="FOLDER", help=text)
+    job.add_argument("--bytes", type=_number, metavar="N", help="what a baseline may take an item, where sized")
 
 
 def _add_export(jobs: Jobs) -> None:

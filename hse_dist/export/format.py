@@ -193,6 +193,11 @@ def _files(storage: Stored) -> tuple[str, ...]:
     return (ITEMS, NPZ) if storage is None else (ITEMS, *array_files(storage))
 
 
+def item_files(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the items' files of an export that was read, by its manifest."""
+    return _files(_read_storage(manifest))
+
+
 def _write(folder: Path, rows: Rows, form: Format) -> Stored:
     ids = rows.item_ids.type
     if form == "parquet" or form == "mapped":
@@ -264,7 +269,7 @@ def _load(folder: Path, verify: bool) -> Export:
         raise ExportError(f"The export {folder} does not fit its manifest: {error}.", cause="Export again.") from None
 
 
-def _read_storage(manifest: dict[str, Any]) -> Stored:
+def _read_storage(manifest: Mapping[str, Any]) -> Stored:
     if manifest["format"] == "parquet":
         return None
     items, dims = manifest["items"], manifest["dims"]

@@ -29,7 +29,7 @@ from hse_dist.export.npy import HEADER_BYTES, Part, open_array
 from hse_dist.export.postings import RANGE, Postings, blocks_of, build, pays
 from hse_dist.files import refuse_devices
 
-TABLE = "items.arrow"
+TABLE, ORDER = "items.arrow", "order.npy"
 MOST_LIVE = 2**31 - 1
 """Entries that int32 offsets reach; kernels index columns by int32 too."""
 _INDEX = ("ends", "postings", "block_ends", "tops", "scales")

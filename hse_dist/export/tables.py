@@ -32,11 +32,10 @@ class ItemsWriter:
 
     def __init__(self, folder: Path, ids: pa.DataType, lists: tuple[pa.Field, ...] = ()) -> None:
         self._schema = pa.schema([pa.field("item", ids), pa.field("gain", pa.float32()), *lists])
-        # a dictionary packs columns into as few bits as they need; Parquet itself has no integers below 32 bits
+        # a dictionary packs columns into as few bits as they need; Parquet itself has no integers below 32 bits. Ids
+        # and gains hardly ever repeat: a dictionary would make them longer
         packed = [f"{field.name}.list.element" for field in lists if field.name == "columns"]
-        self._parquet = pq.ParquetWriter(
-            folder / ITEMS, self._schema, compression="zstd", use_dictionary=packed if packed else True
-        )
+        self._parquet = pq.ParquetWriter(folder / ITEMS, self._schema, compression="zstd", use_dictionary=packed)
 
     def __enter__(self) -> Self:
         return self

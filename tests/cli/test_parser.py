@@ -31,6 +31,22 @@ def test_overrides_may_stand_anywhere(line):
 
 
 @pytest.mark.parametrize(
+    ("line", "folder", "overrides"),
+    [
+        ("evaluate x.toml a.b=1", None, ["a.b=1"]),
+        ("evaluate x.toml a.b=1 --export", "", ["a.b=1"]),
+        ("evaluate x.toml --export --split valid a.b=1", "", ["a.b=1"]),
+        ("evaluate x.toml a.b=1 --export c.d_e.f=2 g.h=3", "", ["a.b=1", "c.d_e.f=2", "g.h=3"]),
+        ("evaluate x.toml --export runs/mine/export a.b=1", "runs/mine/export", ["a.b=1"]),
+        ("evaluate x.toml --export ./a.b=1", "./a.b=1", []),
+    ],
+)
+def test_an_override_is_not_taken_for_the_folder_of_an_export(line, folder, overrides):
+    words = parse(line.split())
+    assert (words.export, words.overrides) == (folder, overrides)
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("", "required: JOB"),
@@ -38,6 +54,7 @@ def test_overrides_may_stand_anywhere(line):
         ("train", "required: CONFIG"),
         ("train x.toml --fast a.b=1", "unrecognized arguments: --fast"),
         ("train x.toml a.b=1 --seed 3", "unrecognized arguments: --seed"),
+        ("evaluate x.toml --export --baseline ease", "not allowed with argument --export"),
         ("evaluate x.toml --split train", "invalid choice: 'train'"),
         ("evaluate x.toml --baseline svd", "invalid choice: 'svd'"),
         ("evaluate x.toml --baseline hse --bytes 0", "'0' is not a positive whole number"),
