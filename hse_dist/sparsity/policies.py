@@ -23,7 +23,7 @@ class Policy:
     """One kind of a setting.
 
     Attributes:
-        setting: its dotted path. kind: its value; empty for a setting that is a number.
+        setting: its dotted path. kind: its value; empty for a setting that is a number or a folder.
         what: what it does, in a line.
         source: paper and section.
         memory: bytes that it needs beside the table; "–" for none.
@@ -39,6 +39,8 @@ class Policy:
 POLICIES = (
     Policy("model.user_entries", "", "the strongest m entries of a user's vector are scored; straight-through gradient",
            "HSE, Van Balen & Goethals, WWW 2021"),
+    Policy("train.teacher", "", "the scores of a run with more live entries take the place of histories in the loss",
+           "distillation, Hinton et al., arXiv 1503.02531; Tang & Wang, KDD 2018", "the table of that run"),
     Policy("sparsity.start", "local_inverse",
            "a sparse factor of the inverse Gram matrix, one solve an item, and one more on what the cut leaves",
            "FSAI, Kolotilina & Yeremin, SIAM J. Matrix Anal. 1993",
@@ -105,7 +107,7 @@ def table() -> str:
     for policy in POLICIES:
         cells = (
             f"`{policy.setting}`",
-            f"`{policy.kind}`" if policy.kind else "a number",
+            f"`{policy.kind}`" if policy.kind else "given",
             policy.what,
             policy.memory,
             policy.source,

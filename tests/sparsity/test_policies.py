@@ -15,6 +15,7 @@ from hse_dist.config import (
     ScheduleSettings,
     SparsitySettings,
     StructureSettings,
+    TrainSettings,
 )
 from hse_dist.sparsity.policies import POLICIES, README, with_table
 
@@ -28,8 +29,11 @@ KINDS = {
     "sparsity.structure": StructureSettings.model_fields["kind"],
 }
 
-NUMBERS = {"model.user_entries": ModelSettings.model_fields["user_entries"]}
-"""Policies that are on where a number is set."""
+GIVEN = {
+    "model.user_entries": ModelSettings.model_fields["user_entries"],
+    "train.teacher": TrainSettings.model_fields["teacher"],
+}
+"""Policies that are on where a number, or a folder, is given."""
 
 
 @pytest.mark.parametrize("setting", KINDS)
@@ -39,9 +43,9 @@ def test_every_kind_has_a_line_and_every_line_a_kind(setting):
 
 
 def test_every_line_belongs_to_a_setting():
-    assert {policy.setting for policy in POLICIES} == set(KINDS) | set(NUMBERS)
-    assert all(policy.kind == "" for policy in POLICIES if policy.setting in NUMBERS)
-    assert all(field.default is None for field in NUMBERS.values())
+    assert {policy.setting for policy in POLICIES} == set(KINDS) | set(GIVEN)
+    assert all(policy.kind == "" for policy in POLICIES if policy.setting in GIVEN)
+    assert all(field.default is None for field in GIVEN.values())
 
 
 def test_the_readme_has_the_table_of_now():
