@@ -66,8 +66,21 @@ TARGETS: dict[tuple[str, int], float] = {
 
 TEACHER, TEACHER_BYTES = "ours-start", 1024
 """Method and budget of the runs that teach."""
-TAUGHT: dict[str, tuple[str, ...]] = {}
-"""By data set: overrides of `ours` at smaller budgets, which there learns from such a run of the same seed."""
+TAUGHT: dict[tuple[str, int], tuple[str, ...]] = {
+    ("ml-100k", 64): (
+        "train.epochs=80",
+        "train.evaluate_every=80",
+        "train.better_by=0",
+        "train.batch_size=64",
+        "train.negatives=1682",
+        "train.learning_rate=0.05",
+        "train.gain_learning_rate=0.03",
+        "train.warm_accumulator=0.001",
+        "model.input_dropout=0.1",
+    ),
+}
+"""By data set and bytes: overrides of `ours` where it learns from such a run of the same seed, because that is worth
+something."""
 
 
 def of_size(config: Config, budget: int) -> tuple[str, ...]:
@@ -86,13 +99,13 @@ def of_size(config: Config, budget: int) -> tuple[str, ...]:
 
 def overrides(config: Config, data: str, method: str, budget: int) -> tuple[str, ...]:
     """All overrides of a method of this project, on the configuration of its data set."""
-    known, taught = OURS.get(data, {}), TAUGHT[data] if is_taught(data, method, budget) else ()
+    known, taught = OURS.get(data, {}), TAUGHT[data, budget] if is_taught(data, method, budget) else ()
     return (*of_size(config, budget), *known.get(None, ()), *known.get(budget, ()), *taught, *METHODS[method])
 
 
 def is_taught(data: str, method: str, budget: int) -> bool:
     """Whether a method of this project learns from another run."""
-    return method == OURS_NAME and data in TAUGHT and budget < TEACHER_BYTES
+    return method == OURS_NAME and (data, budget) in TAUGHT
 
 
 def seeds_of(data: str) -> tuple[int, ...]:

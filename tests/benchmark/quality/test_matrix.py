@@ -168,9 +168,9 @@ def test_a_result_holds_for_its_settings_alone(tmp_path, configs, counting, monk
 
 
 def test_a_cell_learns_from_a_wide_start_that_is_made_once(tmp_path, configs, monkeypatch):
-    monkeypatch.setitem(settings.TAUGHT, "tiny", ("train.negatives=100",))
-    for module in (settings, plan):
-        monkeypatch.setattr(module, "TEACHER_BYTES", 256)
+    for budget in (64, 128):
+        monkeypatch.setitem(settings.TAUGHT, ("tiny", budget), ("train.negatives=100",))
+    monkeypatch.setattr(plan, "TEACHER_BYTES", 256)
     options = {"methods": ("ours",), "bytes": (64, 128, 256)}
     report = run(tmp_path, configs, **options)
     assert report.figures["failed"] == 0 and len(report.records["cells"]) == 3
