@@ -71,6 +71,15 @@ def _refusal(config: Config, what: str, cause: str) -> RunFolderError:
     return RunFolderError(what, cause=cause, setting="train.teacher", value=config.train.teacher)
 
 
+def _for_device(other: Config, config: Config) -> Config:
+    """The teacher's settings on the devices of the run that learns."""
+    tables, device = other.tables, config.cluster.device
+    if device != "cuda":  # the other kernels are for the memory of GPUs
+        tables = tables.model_copy(update={"item": tables.item.model_copy(update={"kernel": "fused"})})
+    cluster = other.cluster.model_copy(update={"device": device})
+    return other.model_copy(update={"cluster": cluster, "tables": tables})
+
+
 class TeacherTable:
     """The table of the run that teaches, and its model; every method is a collective call.
 
@@ -79,9 +88,9 @@ class TeacherTable:
     """
 
     def __init__(self, config: Config, prepared: Prepared, ranks: Ranks) -> None:
-        other = stored_config(str(config.train.teacher), "train.teacher")
-        cluster = other.cluster.model_copy(update={"device": config.cluster.device})
-        opened = open_best(other.model_copy(update={"cluster": cluster}), prepared, ranks)
+        opened = open_best(
+            _for_device(stored_config(str(config.train.teacher), "train.teacher"), config), prepared, ranks
+        )
         _check_step(config, opened.step)
         self.table, self.model = opened.table, opened.model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,16 @@ def test_no_other_checkpoint_stands_in_for_a_damaged_one(tmp_path: Path, wide: C
         train(config)
     assert not RunFolder(config).started
     assert train(narrow(tmp_path / "run", wide, train__teacher=teacher.run.folder, train__epochs=0))["steps"] == 0
+
+
+def test_a_teacher_from_a_gpu_teaches_on_a_cpu(tmp_path: Path, wide: Config) -> None:
+    shutil.copytree(wide.run.folder, tmp_path / "teacher")
+    settings = tmp_path / "teacher/config.json"
+    there = json.loads(settings.read_text())
+    there["cluster"]["device"], there["tables"]["item"]["kernel"] = "cuda", "fused_uvm"
+    settings.write_text(json.dumps(there))
+    config = narrow(tmp_path / "run", wide, train__teacher=str(tmp_path / "teacher"), train__epochs=1)
+    assert train(config)["steps"] > 0
 
 
 def test_a_run_is_not_its_own_teacher_in_other_words(tmp_path: Path, wide: Config) -> None:
