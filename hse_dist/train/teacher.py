@@ -2,7 +2,8 @@
 
 In: `train.teacher`, the folder of a run on the same prepared data. Out: the rows of its best checkpoint, sharded over
 the ranks as those of the run itself, and looked up for the same candidates; they are never changed. What that takes:
-the teacher's table in memory, and its chunks of a step's candidates on the wire.
+the teacher's table in memory, with the optimizer's state that lies beside it, and its chunks of a step's candidates on
+the wire, in every step again.
 
 The run writes down which checkpoint of which run that is, so that one that goes on learns from what it has begun with.
 """
