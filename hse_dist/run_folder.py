@@ -216,15 +216,19 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def stored_config(run: str | Path) -> Config:
+def stored_config(run: str | Path, setting: str = "") -> Config:
     """The configuration of a run, wherever its folder is now, for one process.
+
+    Args:
+        setting: by which the run was named, for the message.
 
     Raises:
         RunFolderError: there is no run in this folder.
     """
     path = Path(run) / "config.json"
     if not path.exists():
-        raise RunFolderError(f"There is no run in {run}.", cause="It has no config.json.")
+        what = f"There is no run in {run}."
+        raise RunFolderError(what, cause="It has no config.json.", setting=setting, value=str(run))
     raw = read_record(path, "run's configuration")
     parsed = parse_config(raw, str(path)).model_dump(mode="json")
     parsed["run"]["folder"], parsed["cluster"]["workers"] = str(run), 0

@@ -157,9 +157,12 @@ class Autoencoder:
         pooled = histories.pooled()[0]
         in_use = None if collect else pooled if block.context is None else torch.cat([pooled, block.context])
         operators = self.operators(block, self._kept_columns(block.rows, in_use))
+        at_a_time = operators.user_block
+        if teacher is not None:  # whose user vectors may be the longer ones
+            at_a_time = min(at_a_time, teacher.operators.user_block)
         losses, blocks = [], []
-        for first in range(0, max(users, 1), operators.user_block):
-            last = min(first + operators.user_block, users)
+        for first in range(0, max(users, 1), at_a_time):
+            last = min(first + at_a_time, users)
             some = histories.between(first, last)
             positions, owner = block.pooled(some, first)
             own = operators.own(some.positions)

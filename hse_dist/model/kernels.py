@@ -175,14 +175,22 @@ def weighted_sums(index: Tensor, offsets: Tensor, weights: Tensor, source: Tenso
     return F.embedding_bag(index, source, offsets, per_sample_weights=weights, mode="sum", include_last_offset=True)
 
 
-def column_squares(matrix: Tensor, block: int = 256) -> Tensor:
-    """Σ over rows of matrix² for each column, [B]; on a CPU in blocks that stay in the cache."""
-    if matrix.device.type != "cpu":
-        return matrix.square().sum(0)  # a launch a block would take longer than the sum
-    total = matrix.new_zeros(matrix.shape[1])
-    for rows in matrix.split(block):
-        total += rows.square().sum(0)
+def column_products(left: Tensor, right: Tensor, block: int = 256) -> Tensor:
+    """Σ over rows of left · right for each column, [B]; on a CPU in blocks that stay in the cache.
+
+    An einsum of the same is a product of matrices of one column each, and took 25 times as long (17 000 × 128).
+    """
+    if left.device.type != "cpu":
+        return (left * right).sum(0)  # a launch a block would take longer than the sum
+    total = left.new_zeros(left.shape[1])
+    for one, other in zip(left.split(block), right.split(block), strict=True):
+        total += (one * other).sum(0)
     return total
+
+
+def column_squares(matrix: Tensor) -> Tensor:
+    """Σ over rows of matrix² for each column, [B]."""
+    return column_products(matrix, matrix)
 
 
 class CosineLoss(Function):

@@ -22,7 +22,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from hse_dist.model.histories import Histories
-from hse_dist.model.kernels import SMALLEST_SQUARE, column_squares
+from hse_dist.model.kernels import SMALLEST_SQUARE, column_products, column_squares
 from hse_dist.model.operators import Operators
 
 
@@ -45,7 +45,10 @@ class Teacher:
 
 
 class TeacherLoss(Function):
-    """Weighted mean over users of 2 − 2·cos(score, teacher's score), over candidates that the input does not show."""
+    """Weighted mean over users of 2 − 2·cos(score, teacher's score), over candidates that the input does not show.
+
+    The gradient is made at once, in the memory of the teacher's scores: of a block of users this is all that stays.
+    """
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, target: Tensor, shown: Tensor, shares: Tensor) -> Tensor:
@@ -58,18 +61,16 @@ class TeacherLoss(Function):
         # scores that are all zero have no direction: such a user counts in the loss and has no gradient
         still = (squares <= SMALLEST_SQUARE) | (wanted <= SMALLEST_SQUARE)
         norm, length = (part.masked_fill(still, 1.0).sqrt() for part in (squares, wanted))
-        inner = torch.einsum("cb,cb->b", scores, target).masked_fill(still, 0.0)
-        cosine = inner / (norm * length)
-        ctx.save_for_backward(scores, target, shown, norm, length, cosine, still)
-        ctx.shares = shares.to(scores.dtype)
-        return ((2.0 - 2.0 * cosine) * ctx.shares).sum()
+        cosine = column_products(scores, target).masked_fill(still, 0.0) / (norm * length)
+        shares = shares.to(scores.dtype)
+        weight = -2.0 * shares * ~still
+        target.mul_(weight / (norm * length)).addcmul_(scores, (-weight * cosine / norm.square()).expand_as(scores))
+        target.view(-1)[shown] = 0.0
+        ctx.save_for_backward(target)
+        return ((2.0 - 2.0 * cosine) * shares).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scores, target, shown, norm, length, cosine, still = ctx.saved_tensors
-        weight = -2.0 * grad * ctx.shares * ~still
-        grad_scores = scores * (-weight * cosine / norm.square())
-        grad_scores.addcmul_(target, (weight / (norm * length)).expand_as(target))
-        grad_scores.view(-1)[shown] = 0.0
-        return grad_scores, None, None, None
+        (grad_scores,) = ctx.saved_tensors
+        return grad * grad_scores, None, None, None

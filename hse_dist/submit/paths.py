@@ -29,6 +29,7 @@ def absolute(config: Config, here: Path) -> Paths:
     given = {
         "run.folder": config.run.folder,
         "run.continues": config.run.continues,
+        "train.teacher": config.train.teacher,
         "data.folder": config.data.folder,
         "export.folder": config.export.folder,
         "checkpoint.folder": config.checkpoint.folder,

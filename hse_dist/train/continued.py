@@ -64,7 +64,7 @@ def check_predecessor(config: Config, prepared: Prepared) -> tuple[int, int]:
     Raises:
         RunFolderError: there is no such run, its table is another kind of table, or its data are not what these extend.
     """
-    other = stored_config(str(config.run.continues))
+    other = stored_config(str(config.run.continues), "run.continues")
     there, here = flat(other.model_dump(mode="json")), flat(config.model_dump(mode="json"))
     keys = [key for key in sorted(here.keys() | there.keys()) if key.startswith(EQUAL)]
     differ = [

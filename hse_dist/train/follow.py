@@ -141,6 +141,10 @@ class _Following:
             raise ConfigError(
                 "The first round makes its own start.", setting="run.continues", value=config.run.continues
             )
+        if config.train.teacher is not None:
+            raise ConfigError(
+                "No run is one of the data of all rounds.", setting="train.teacher", value=config.train.teacher
+            )
         self.config, run = config, Path(config.run.folder)
         self.rounds, self.data = run / "rounds", Path(config.data.folder)
         self.exports = Path(config.export.folder) if config.export.folder else run / "exports"

@@ -2,12 +2,15 @@
 
 In: `train.teacher`, the folder of a run on the same prepared data. Out: the rows of its best checkpoint, sharded over
 the ranks as those of the run itself, and looked up for the same candidates; they are never changed. What that takes:
-the teacher's table in memory, and its chunks of a step's candidates on the wire.
+the teacher's table in memory, with the optimizer's state that lies beside it, and its chunks of a step's candidates on
+the wire, in every step again.
 
-The run writes down which checkpoint that is, so that one that goes on learns from what it has begun with.
+The run writes down which checkpoint of which run that is, so that one that goes on learns from what it has begun with.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 
@@ -22,18 +25,23 @@ from hse_dist.model.teacher import Teacher
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder, read_record, stored_config
 
+ELSEWHERE = "To learn from it as it is now, train into another run.folder."
+
 
 def check_teacher(config: Config, prepared: Prepared) -> None:
     """Check that the run of `train.teacher`, if there is to be one, can be learned from here, and remember its best
     checkpoint.
 
     Raises:
-        RunFolderError: there is no such run, it has no checkpoint or other data, it is one with features; or a run that
-            goes on began with another checkpoint of it.
+        RunFolderError: there is no such run, it is this one, it has no checkpoint or other data, it is one with
+            features; or a run that goes on began with another one, or another checkpoint of it.
     """
     if config.train.teacher is None:
         return
-    other, folder = stored_config(config.train.teacher), RunFolder(config)
+    folder = RunFolder(config)
+    if Path(config.train.teacher).resolve() == folder.path.resolve():
+        raise _refusal(config, "A run cannot teach itself.", "This is run.folder in other words.")
+    other = stored_config(config.train.teacher, "train.teacher")
     data, best = read_record(RunFolder(other).data, "record of the run's data"), CheckpointStore.of(other).best()
     if best is None:
         raise _refusal(config, "The run that is to teach has no checkpoint.", "Train it first.")
@@ -42,24 +50,49 @@ def check_teacher(config: Config, prepared: Prepared) -> None:
         raise _refusal(config, what, "Its users for validation and test would be others.")
     if other.model.kind != "autoencoder":
         raise _refusal(config, "The run that is to teach has features of users or items.", "Only histories are shown.")
+    identity = RunFolder(other).identity
     if not folder.started:
-        write_json(folder.teacher, {"step": best.step})
-    elif (step := read_record(folder.teacher, "record of the run's teacher").get("step")) != best.step:
-        what = f"The best checkpoint of the run that teaches is that of step {best.step} now, and was that of {step}."
-        raise _refusal(config, what, "It was trained on meanwhile: train into another run.folder.")
+        write_json(folder.teacher, {"step": best.step, "run": identity})
+        return
+    record = read_record(folder.teacher, "record of the run's teacher")
+    if record.get("run") != identity:
+        raise _refusal(config, "The run that teaches is one of other settings than it was.", ELSEWHERE)
+    _check_step(config, best.step)
+
+
+def _check_step(config: Config, step: int) -> None:
+    """Raises RunFolderError: the run began with another checkpoint of its teacher than that of `step`."""
+    then = read_record(RunFolder(config).teacher, "record of the run's teacher").get("step")
+    if then != step:
+        what = f"The best checkpoint of the run that teaches is that of step {step} now, and was that of {then}."
+        raise _refusal(config, what, f"That one is damaged, or the run was trained on meanwhile. {ELSEWHERE}")
 
 
 def _refusal(config: Config, what: str, cause: str) -> RunFolderError:
     return RunFolderError(what, cause=cause, setting="train.teacher", value=config.train.teacher)
 
 
+def _for_device(other: Config, config: Config) -> Config:
+    """The teacher's settings on the devices of the run that learns."""
+    tables, device = other.tables, config.cluster.device
+    if device != "cuda":  # the other kernels are for the memory of GPUs
+        tables = tables.model_copy(update={"item": tables.item.model_copy(update={"kernel": "fused"})})
+    cluster = other.cluster.model_copy(update={"device": device})
+    return other.model_copy(update={"cluster": cluster, "tables": tables})
+
+
 class TeacherTable:
-    """The table of the run that teaches, and its model; every method is a collective call."""
+    """The table of the run that teaches, and its model; every method is a collective call.
+
+    Raises:
+        RunFolderError: the checkpoint that `check_teacher` found is none of those that are whole.
+    """
 
     def __init__(self, config: Config, prepared: Prepared, ranks: Ranks) -> None:
-        other = stored_config(str(config.train.teacher))
-        cluster = other.cluster.model_copy(update={"device": config.cluster.device})
-        opened = open_best(other.model_copy(update={"cluster": cluster}), prepared, ranks)
+        opened = open_best(
+            _for_device(stored_config(str(config.train.teacher), "train.teacher"), config), prepared, ranks
+        )
+        _check_step(config, opened.step)
         self.table, self.model = opened.table, opened.model
 
     @classmethod

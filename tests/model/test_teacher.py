@@ -13,7 +13,7 @@ from hse_dist.config import ModelSettings
 from hse_dist.data.batch import Batch
 from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.model.teacher import TeacherLoss
-from hse_dist.tables.block import SparseRows
+from hse_dist.tables.block import DenseRows, SparseRows
 
 DROPOUT = 0.4
 
@@ -81,6 +81,20 @@ def test_loss_and_gradients_equal_a_dense_reference(norms: tuple[str, str], user
         wanted = wanted + (2 - 2 * cosine) / judged
     torch.testing.assert_close(loss, wanted)
     for one, reference in zip(found, torch.autograd.grad(wanted, trained), strict=True):
+        torch.testing.assert_close(one, reference)
+
+
+def test_dense_rows_learn_as_sparse_ones_of_the_same_entries() -> None:
+    rng = np.random.default_rng(2)
+    other, batch = make_rows(rng, 30, 40, gains=True), make_batch(rng, 30, 150)  # more than a block of the teacher's
+    teacher = Autoencoder(ModelSettings(row_norm="free")).teacher(other, batch.positions)
+    dense = torch.from_numpy(rng.normal(size=(30, 12))).requires_grad_()
+    offsets, columns = torch.arange(0, 361, 12), torch.arange(12).repeat(30)
+    learns, found = Autoencoder(ModelSettings(row_norm="unit")), []
+    for rows in (DenseRows(dense), SparseRows(offsets, columns, dense.reshape(-1), None, 12)):
+        loss, _ = learns.loss(rows, batch, None, teacher=teacher)
+        found.append((loss, *torch.autograd.grad(3 * loss, [dense])))
+    for one, reference in zip(*found, strict=True):
         torch.testing.assert_close(one, reference)
 
 

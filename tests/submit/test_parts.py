@@ -44,6 +44,8 @@ def test_relative_paths_become_absolute_and_shared(make_config):
     found = absolute(config, Path("/home/me"))
     assert found.overrides == ['run.folder="/home/me/runs/x"', 'data.source="/home/me/logs/*.parquet"']
     assert found.shared == {"run.folder": Path("/home/me/runs/x")}
+    taught = make_config(run={"folder": "/x"}, data={"folder": "/d"}, train={"teacher": "wide"})
+    assert absolute(taught, Path("/h")).shared == {"train.teacher": Path("/h/wide")}
     own = {"x": {"of": "user", "column": "c", "source": "people.csv"}, "y": {"of": "item", "column": "c"}}
     found = absolute(make_config(data={"folder": "/d", "features": own}), Path("/h"))
     assert found.overrides == ['data.features.x.source="/h/people.csv"']

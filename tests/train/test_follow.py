@@ -288,6 +288,7 @@ def test_a_signal_after_the_last_step_of_a_round_ends_it_too(tmp_path, monkeypat
     [
         ({"data__extendable": False}, r"data\.extendable"),
         ({"run__continues": "x"}, r"run\.continues"),
+        ({"train__teacher": "x"}, r"train\.teacher"),
         ({"sparsity__schedule__kind": "one_shot", "sparsity__schedule__live_start": 10}, "cut them again"),
     ],
 )

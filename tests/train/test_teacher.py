@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from hse_dist.testing.ranks import run_ranks
 from hse_dist.testing.runs import journal_of, metrics_of, read_checkpoint, small_config, store_of
 from hse_dist.train.driver import train
 from hse_dist.train.step import Trainer
-from hse_dist.train.teacher import TeacherTable
+from hse_dist.train.teacher import TeacherTable, check_teacher
 from hse_dist.train.worker import train_worker
 
 FREE: dict[str, Any] = {
@@ -72,6 +73,7 @@ def begin(config: Config) -> dict[str, Any]:
     """What the driver does before the workers; the server's state."""
     folder = RunFolder(config)
     folder.claim()
+    check_teacher(config, Prepared(config.data.folder))
     server = SparsityServer(config.sparsity, 0, 1)
     start = make_start(config, Prepared(config.data.folder), folder.start, server.new_cut)
     server.record_start(config.sparsity.start, live_counts(config, start.live_entries, start.rows))
@@ -132,7 +134,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, wide: Config)
 
 
 def test_who_cannot_teach_is_refused_before_anything_starts(tmp_path: Path, wide: Config) -> None:
-    with pytest.raises(RunFolderError, match="There is no run in"):
+    with pytest.raises(RunFolderError, match=r"There is no run in .*nobody.*train\.teacher"):
         train(narrow(tmp_path / "a", wide, train__teacher=str(tmp_path / "nobody")))
     empty = tmp_path / "empty"
     shutil.copytree(wide.run.folder, empty, ignore=shutil.ignore_patterns("checkpoints", "topology.jsonl"))
@@ -157,6 +159,40 @@ def test_a_run_goes_on_with_the_teacher_it_began_with(tmp_path: Path, wide: Conf
     train(config)
     assert train(config)["resumed_from"] > 0
     record = RunFolder(config).teacher
-    record.write_text('{"step": 7}')
+    record.write_text(record.read_text().replace('"step": 0', '"step": 7'))
     with pytest.raises(RunFolderError, match=r"is that of step 0 now, and was that of 7"):
         train(config)
+    record.write_text('{"step": 0, "run": "another"}')
+    with pytest.raises(RunFolderError, match="is one of other settings than it was"):
+        train(config)
+
+
+def test_no_other_checkpoint_stands_in_for_a_damaged_one(tmp_path: Path, wide: Config) -> None:
+    teacher = narrow(tmp_path / "teacher", wide, train__teacher=None, train__epochs=2, checkpoint__keep=3)
+    train(teacher)
+    best = store_of(teacher).best()
+    assert best is not None and len(store_of(teacher).all()) > 1
+    shard = tmp_path / "teacher/checkpoints" / best.name / "__0_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    config = narrow(tmp_path / "run", wide, train__teacher=teacher.run.folder)
+    with pytest.raises(RunFolderError, match=rf"and was that of {best.step}\. .*damaged"):
+        train(config)
+    assert not RunFolder(config).started
+    assert train(narrow(tmp_path / "run", wide, train__teacher=teacher.run.folder, train__epochs=0))["steps"] == 0
+
+
+def test_a_teacher_from_a_gpu_teaches_on_a_cpu(tmp_path: Path, wide: Config) -> None:
+    shutil.copytree(wide.run.folder, tmp_path / "teacher")
+    settings = tmp_path / "teacher/config.json"
+    there = json.loads(settings.read_text())
+    there["cluster"]["device"], there["tables"]["item"]["kernel"] = "cuda", "fused_uvm"
+    settings.write_text(json.dumps(there))
+    config = narrow(tmp_path / "run", wide, train__teacher=str(tmp_path / "teacher"), train__epochs=1)
+    assert train(config)["steps"] > 0
+
+
+def test_a_run_is_not_its_own_teacher_in_other_words(tmp_path: Path, wide: Config) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for words in (f"{tmp_path}/./run/", str(tmp_path / "link")):
+        with pytest.raises(RunFolderError, match="cannot teach itself"):
+            train(narrow(tmp_path / "run", wide, train__teacher=words))

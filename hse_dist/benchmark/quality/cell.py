@@ -47,7 +47,7 @@ def _ours(store: Store, cell: Cell) -> dict[str, Any]:
     config = _in_folder(cell.config, folder)
     try:
         if cell.teacher is not None:
-            teacher = store.teacher(cell)
+            teacher = store.teacher(cell).absolute()  # what a run goes on with is this path, from wherever
             with store.lock(teacher.name, wait=True):
                 train(_in_folder(cell.teacher, teacher))
             config = config.model_copy(update={"train": config.train.model_copy(update={"teacher": str(teacher)})})

@@ -169,9 +169,9 @@ def _of_ours(request: Request, store: Store, data: str, method: str, budget: int
     if not is_taught(data, method, budget):
         return {"config": config, "changed": changed, "whole": whole}
     teacher = _config(request, store, data, seed, overrides(base, data, TEACHER, TEACHER_BYTES))
-    of_teacher = settings_that_decide(teacher)
-    changed, whole = ({**mine, "teacher": its} for mine, its in zip((changed, whole), of_teacher, strict=True))
-    return {"config": config, "teacher": teacher, "changed": changed, "whole": whole}
+    its_changed, its_whole = settings_that_decide(teacher)
+    whole |= flat({"teacher": its_whole})  # one by one, so that a setting that is new changes nothing here either
+    return {"config": config, "teacher": teacher, "changed": {**changed, "teacher": its_changed}, "whole": whole}
 
 
 def _config(request: Request, store: Store, data: str, seed: int, more: Sequence[str] = ()) -> Config:
