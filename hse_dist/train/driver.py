@@ -23,7 +23,7 @@ from hse_dist.errors import PreemptedError, RunFolderError
 from hse_dist.evaluate.starts import worth
 from hse_dist.preemption import TELL_AGAIN_SECONDS, ending, stoppable
 from hse_dist.progress import busy, telling
-from hse_dist.run_folder import RunFolder, stored_config
+from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.own import own_score
 from hse_dist.sparsity.schedule import live_counts
 from hse_dist.sparsity.server import SparsityServer
@@ -33,7 +33,7 @@ from hse_dist.sparsity.start.features import live_of_features, make_feature_star
 from hse_dist.tasks import ray_is_running
 from hse_dist.train.continued import check_predecessor
 from hse_dist.train.sinks import check_sinks
-from hse_dist.train.teacher import check_teacher
+from hse_dist.train.teacher import check_teacher, settings_of_teacher
 from hse_dist.train.worker import train_worker
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def train(config: Config) -> dict[str, Any]:
     if config.sparsity.drop.function is not None:
         own_score(config.sparsity.drop.function)  # refused here rather than at the first rewire
     if config.train.teacher is not None:
-        stored_config(config.train.teacher, "train.teacher")  # a wrong name is refused before a log is prepared
+        settings_of_teacher(config)  # a wrong name is refused before a log is prepared
     with connect(config.cluster, config.metrics.port), ending():
         _name_endpoint(config)
         if not is_prepared(config):

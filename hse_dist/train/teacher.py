@@ -28,6 +28,18 @@ from hse_dist.run_folder import RunFolder, read_record, stored_config
 ELSEWHERE = "To learn from it as it is now, train into another run.folder."
 
 
+def settings_of_teacher(config: Config) -> Config:
+    """The configuration of the run of `train.teacher`.
+
+    Raises:
+        RunFolderError: there is no such run, or it is this one.
+    """
+    teacher = str(config.train.teacher)
+    if Path(teacher).resolve() == RunFolder(config).path.resolve():
+        raise _refusal(config, "A run cannot teach itself.", "This is run.folder in other words.")
+    return stored_config(teacher, "train.teacher")
+
+
 def check_teacher(config: Config, prepared: Prepared) -> None:
     """Check that the run of `train.teacher`, if there is to be one, can be learned from here, and remember its best
     checkpoint.
@@ -38,10 +50,7 @@ def check_teacher(config: Config, prepared: Prepared) -> None:
     """
     if config.train.teacher is None:
         return
-    folder = RunFolder(config)
-    if Path(config.train.teacher).resolve() == folder.path.resolve():
-        raise _refusal(config, "A run cannot teach itself.", "This is run.folder in other words.")
-    other = stored_config(config.train.teacher, "train.teacher")
+    other, folder = settings_of_teacher(config), RunFolder(config)
     data, best = read_record(RunFolder(other).data, "record of the run's data"), CheckpointStore.of(other).best()
     if best is None:
         raise _refusal(config, "The run that is to teach has no checkpoint.", "Train it first.")
@@ -89,9 +98,7 @@ class TeacherTable:
     """
 
     def __init__(self, config: Config, prepared: Prepared, ranks: Ranks) -> None:
-        opened = open_best(
-            _for_device(stored_config(str(config.train.teacher), "train.teacher"), config), prepared, ranks
-        )
+        opened = open_best(_for_device(settings_of_teacher(config), config), prepared, ranks)
         _check_step(config, opened.step)
         self.table, self.model = opened.table, opened.model
 
