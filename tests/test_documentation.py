@@ -165,10 +165,11 @@ items = 300
 def place(tmp_path: Path) -> Path:
     """Where recipes are run: small data in the place of MovieLens and of the reader's own log."""
     (tmp_path / "configs").mkdir()
-    text = (ROOT / "configs" / "ml-100k.toml").read_text(encoding="utf-8")
-    text = text.replace('"catalog:ml-100k"', '"synthetic"').replace('rating = "rating"\n', "")
-    text = text.replace('timestamp = "timestamp"\n', "") + SYNTHETIC + "[cluster]\nworkers = 0\n"
-    (tmp_path / "configs" / "ml-100k.toml").write_text(text, encoding="utf-8")
+    for file in ("ml-100k.toml", "ml-100k-64-bytes.toml"):
+        text = (ROOT / "configs" / file).read_text(encoding="utf-8")
+        text = text.replace('"catalog:ml-100k"', '"synthetic"').replace('rating = "rating"\n', "")
+        text = text.replace('timestamp = "timestamp"\n', "") + SYNTHETIC + "[cluster]\nworkers = 0\n"
+        (tmp_path / "configs" / file).write_text(text, encoding="utf-8")
     rng = np.random.default_rng(0)
     for day in range(2):
         (tmp_path / "events" / f"day={day}").mkdir(parents=True)
