@@ -73,9 +73,9 @@ TAUGHT: dict[tuple[str, int], tuple[str, ...]] = {
         "train.better_by=0",
         "train.batch_size=64",
         "train.negatives=1682",
-        "train.learning_rate=0.05",
-        "train.gain_learning_rate=0.03",
-        "train.warm_accumulator=0.001",
+        "train.learning_rate=0.015",
+        "train.gain_learning_rate=0.005",
+        "train.warm_accumulator=1e-8",
         "model.input_dropout=0.1",
     ),
 }
