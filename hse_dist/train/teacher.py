@@ -3,7 +3,7 @@
 In: `train.teacher`, the folder of a run on the same prepared data. Out: the rows of its best checkpoint, sharded over
 the ranks as those of the run itself, and looked up for the same candidates; they are never changed. What that takes:
 the teacher's table in memory, with the optimizer's state that lies beside it, and its chunks of a step's candidates on
-the wire, in every step again.
+the wire, in every step again; but where all items are candidates, once, and kept.
 
 The run writes down which checkpoint of which run that is, so that one that goes on learns from what it has begun with.
 """
@@ -24,6 +24,7 @@ from hse_dist.files import write_json
 from hse_dist.model.teacher import Teacher
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder, read_record, stored_config
+from hse_dist.tables.block import DenseRows, SparseRows
 
 ELSEWHERE = "To learn from it as it is now, train into another run.folder."
 
@@ -101,6 +102,9 @@ class TeacherTable:
         opened = open_best(_for_device(settings_of_teacher(config), config), prepared, ranks)
         _check_step(config, opened.step)
         self.table, self.model = opened.table, opened.model
+        # where every batch has all items as candidates, and so on all ranks, one lookup is enough
+        self.always_all = config.train.negatives >= prepared.items
+        self._rows: SparseRows | DenseRows | None = None
 
     @classmethod
     def of(cls, config: Config, prepared: Prepared, ranks: Ranks) -> TeacherTable | None:
@@ -109,6 +113,10 @@ class TeacherTable:
 
     def answer(self, batch: Batch) -> Teacher:
         """Its rows of the batch's candidates."""
-        with torch.no_grad():
-            rows = self.table.lookup(batch.candidates)
+        rows = self._rows
+        if rows is None:
+            with torch.no_grad():
+                rows = self.table.lookup(batch.candidates)
+        if self.always_all:
+            self._rows = rows
         return self.model.teacher(rows, batch.positions)

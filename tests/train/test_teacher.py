@@ -85,28 +85,37 @@ def train_on(ranks: Ranks, config: Config, state: dict[str, Any]) -> Any:
 
 
 def taught_on(ranks: Ranks, config: Config) -> np.ndarray:
-    """The teacher's scores for the same users on every rank."""
+    """The teacher's scores for the same users on every rank, whose candidates are all items, or some."""
     prepared = Prepared(config.data.folder)
     teacher = TeacherTable.of(config, prepared, ranks)
     assert teacher is not None
     users = next(prepared.scan("train")).slice(0, 20)
-    batch = make_batch(users, rows=prepared.items, negatives=30, seed=0, step=1, rank=0)
+    batch = make_batch(users, rows=prepared.items, negatives=config.train.negatives, seed=0, step=1, rank=0)
     shares = torch.full((len(users),), 1 / len(users), dtype=torch.float64)
-    scores = teacher.answer(batch).scores(Histories(batch.offsets, batch.positions, None, shares))
+    histories = Histories(batch.offsets, batch.positions, None, shares)
+    scores = teacher.answer(batch).scores(histories)
+    sent = dict(ranks.meter.sent)
+    assert torch.equal(teacher.answer(batch).scores(histories), scores)
+    assert (ranks.meter.sent == sent) == (teacher.always_all or ranks.size == 1), "all items are looked up once"
     assert not scores.requires_grad and scores.abs().sum() > 0
     return scores.numpy()
 
 
-def learn_on(ranks: Ranks, config: Config, state: dict[str, Any], size: int) -> Any:
-    """Those scores; and of several ranks the summary of the run."""
-    return taught_on(ranks, config), train_on(ranks, config, state) if size > 1 else None
+def learn_on(ranks: Ranks, config: Config, some: Config, state: dict[str, Any]) -> Any:
+    """Those scores, of all and of some candidates; and of several ranks the summary of the run."""
+    scores = taught_on(ranks, config), taught_on(ranks, some)
+    return scores, train_on(ranks, config, state) if ranks.size > 1 else None
 
 
 @pytest.mark.distributed
 def test_two_ranks_have_the_same_teacher_and_learn_from_it(tmp_path: Path, wide: Config) -> None:
     config = narrow(tmp_path / "run", wide, train__epochs=3, train__log_every=1)
-    (one,), ((two, summary), (too, _)) = (run_ranks(learn_on, ranks, config, begin(config), ranks) for ranks in (1, 2))
-    assert one[0].tobytes() == two.tobytes() == too.tobytes()
+    some = narrow(tmp_path / "run", wide, train__negatives=30)
+    state = begin(config)
+    (one,), (two, too) = (run_ranks(learn_on, ranks, config, some, state) for ranks in (1, 2))
+    for number in range(2):
+        assert one[0][number].tobytes() == two[0][number].tobytes() == too[0][number].tobytes()
+    summary = two[1]
     losses = losses_of(config)
     assert np.mean(losses[-3:]) < 0.8 * np.mean(losses[:3])
     assert summary["wire_bytes"]["gradients"] > 0
