@@ -78,6 +78,17 @@ TAUGHT: dict[tuple[str, int], tuple[str, ...]] = {
         "train.warm_accumulator=1e-8",
         "model.input_dropout=0.1",
     ),
+    ("gowalla", 64): (
+        "train.epochs=8",
+        "train.evaluate_every=2",
+        "train.better_by=0",
+        "train.patience=0",
+        "train.negatives=16384",
+        "train.learning_rate=0.03",
+        "train.gain_learning_rate=0.01",
+        "train.warm_accumulator=0.0001",
+        "model.input_dropout=0.1",
+    ),
 }
 """By data set and bytes: overrides of `ours` where it learns from such a run of the same seed, because that is worth
 something."""
