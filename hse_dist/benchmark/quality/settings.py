@@ -78,6 +78,16 @@ TAUGHT: dict[tuple[str, int], tuple[str, ...]] = {
         "train.warm_accumulator=1e-8",
         "model.input_dropout=0.1",
     ),
+    ("amazon-book-kgat", 64): (
+        "train.epochs=3",
+        "train.better_by=0",
+        "train.patience=0",
+        "train.negatives=8192",
+        "train.learning_rate=0.01",
+        "train.gain_learning_rate=0.003",
+        "train.warm_accumulator=1e-6",
+        "model.input_dropout=0.1",
+    ),
     ("gowalla", 64): (
         "train.epochs=8",
         "train.evaluate_every=2",
