@@ -45,6 +45,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
     if overrides is not None:
         words.overrides = [*overrides, *_taken(words), *rest]
+        if OVERRIDE.match(getattr(words, "config", None) or ""):  # `--export CONFIG` takes it for its folder
+            parser.error(f"CONFIG comes first, before settings and options; {words.config} stands in its place")
     if words.job == "evaluate" and words.bytes and not words.baseline:
         parser.error("evaluate --bytes needs --baseline")
     if words.job == "plan" and words.gradient_slots and words.gradient_slots > words.chunk_width:

@@ -55,6 +55,7 @@ def test_an_override_is_not_taken_for_the_folder_of_an_export(line, folder, over
         ("train x.toml --fast a.b=1", "unrecognized arguments: --fast"),
         ("train x.toml a.b=1 --seed 3", "unrecognized arguments: --seed"),
         ("evaluate x.toml --export --baseline ease", "not allowed with argument --export"),
+        ("evaluate --export x.toml a.b=1", "CONFIG comes first"),
         ("evaluate x.toml --split train", "invalid choice: 'train'"),
         ("evaluate x.toml --baseline svd", "invalid choice: 'svd'"),
         ("evaluate x.toml --baseline hse --bytes 0", "'0' is not a positive whole number"),
