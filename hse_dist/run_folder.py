@@ -228,7 +228,8 @@ def stored_config(run: str | Path, setting: str = "") -> Config:
     path = Path(run) / "config.json"
     if not path.exists():
         what = f"There is no run in {run}."
-        raise RunFolderError(what, cause="It has no config.json.", setting=setting, value=str(run))
+        cause = "It has no config.json: train it first, or name another folder."
+        raise RunFolderError(what, cause=cause, setting=setting, value=str(run))
     raw = read_record(path, "run's configuration")
     parsed = parse_config(raw, str(path)).model_dump(mode="json")
     parsed["run"]["folder"], parsed["cluster"]["workers"] = str(run), 0

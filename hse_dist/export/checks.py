@@ -135,7 +135,8 @@ def read_manifest(folder: Path, kind: str, version: int, needed: set[str]) -> di
         refuse_devices(folder / MANIFEST)
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ExportError(f"There is no {word} at {folder} (no {MANIFEST}).") from None
+        cause = "That of a run is RUN/export, once `hse-dist export` has written it." if word == "export" else ""
+        raise ExportError(f"There is no {word} at {folder} (no {MANIFEST}).", cause=cause) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"The manifest of the {word} {folder} cannot be read: {error}.") from None
     if not isinstance(manifest, dict) or manifest.get("kind") != kind or not isinstance(manifest.get("files"), dict):
