@@ -66,39 +66,35 @@ TARGETS: dict[tuple[str, int], float] = {
 
 TEACHER, TEACHER_BYTES = "ours-start", 1024
 """Method and budget of the runs that teach."""
+_TO_ITS_END = ("train.better_by=0", "train.patience=0", "model.input_dropout=0.1")
+_ON_GOWALLA = (
+    *_TO_ITS_END,
+    "train.evaluate_every=2",
+    "train.negatives=16384",
+    "train.gain_learning_rate=0.01",
+    "train.warm_accumulator=0.0001",
+)
 TAUGHT: dict[tuple[str, int], tuple[str, ...]] = {
     ("ml-100k", 64): (
+        *_TO_ITS_END,
         "train.epochs=80",
         "train.evaluate_every=80",
-        "train.better_by=0",
         "train.batch_size=64",
         "train.negatives=1682",
         "train.learning_rate=0.015",
         "train.gain_learning_rate=0.005",
         "train.warm_accumulator=1e-8",
-        "model.input_dropout=0.1",
     ),
     ("amazon-book-kgat", 64): (
+        *_TO_ITS_END,
         "train.epochs=3",
-        "train.better_by=0",
-        "train.patience=0",
         "train.negatives=8192",
         "train.learning_rate=0.01",
         "train.gain_learning_rate=0.003",
         "train.warm_accumulator=1e-6",
-        "model.input_dropout=0.1",
     ),
-    ("gowalla", 64): (
-        "train.epochs=8",
-        "train.evaluate_every=2",
-        "train.better_by=0",
-        "train.patience=0",
-        "train.negatives=16384",
-        "train.learning_rate=0.03",
-        "train.gain_learning_rate=0.01",
-        "train.warm_accumulator=0.0001",
-        "model.input_dropout=0.1",
-    ),
+    ("gowalla", 64): (*_ON_GOWALLA, "train.epochs=8", "train.learning_rate=0.03"),
+    ("gowalla", 128): (*_ON_GOWALLA, "train.epochs=6", "train.learning_rate=0.02"),
 }
 """By data set and bytes: overrides of `ours` where it learns from such a run of the same seed, because that is worth
 something."""
