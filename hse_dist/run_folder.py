@@ -46,6 +46,9 @@ FREE = (
 )
 """Settings that may differ from those the run was made with."""
 
+RUNS = ("run.continues", "train.teacher")
+"""Settings that name other runs."""
+
 
 class Data(Protocol):
     """What a run remembers of its prepared histories."""
@@ -169,7 +172,7 @@ class RunFolder:
         differ = [
             f"{key} = {here.get(key)!r} here, {there.get(key)!r} there"
             for key in sorted(there.keys() | here.keys())
-            if there.get(key) != here.get(key) and not key.startswith(FREE)
+            if not key.startswith(FREE) and not _same(key, there.get(key), here.get(key))
         ]
         if differ:
             lines = "\n".join(f"  - {line}" for line in differ)
@@ -191,6 +194,13 @@ class RunFolder:
             yield
         except OSError as error:
             raise RunFolderError(f"The run folder {self.path} cannot be written: {error}.") from None
+
+
+def _same(setting: str, there: Any, here: Any) -> bool:
+    """Whether two values of a setting mean the same; a job that was submitted names runs by absolute paths."""
+    if setting in RUNS and isinstance(there, str) and isinstance(here, str):
+        return Path(there).absolute() == Path(here).absolute()
+    return bool(there == here)
 
 
 def read_record(path: Path, what: str) -> dict[str, Any]:

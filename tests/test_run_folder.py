@@ -85,3 +85,15 @@ def test_ease_needs_no_run(tmp_path: Path) -> None:
     prepare(config)
     for _ in range(2):
         assert ease(config)["ndcg@100"] > 0
+
+
+def test_another_run_has_one_name_from_wherever_it_is_named(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run/checkpoints/step-00000007").rmdir()
+    RunFolder(small_config(tmp_path / "run", tmp_path / "data", train__teacher=str(tmp_path / "wide"))).claim()
+    RunFolder(small_config(tmp_path / "run", tmp_path / "data", train__teacher="wide")).check()
+    for other in ("wider", None):
+        with pytest.raises(RunFolderError, match=r"train\.teacher = .* here, '.*/wide' there"):
+            RunFolder(small_config(tmp_path / "run", tmp_path / "data", train__teacher=other)).check()
