@@ -108,8 +108,11 @@ def test_an_export_answers_what_evaluation_ranks(
         recommender = Recommender(writer.load_export(tmp_path / "e"), kernels=kernels)
         for user, answer in enumerate(recommender.recommend_batch(histories, ITEMS, features=known)):
             wanted = [item for item in top[user] if item >= 0] if HISTORIES[user] or known[user] else []
-            assert [item - 1000 for item in answer.items] == wanted
-            np.testing.assert_allclose(answer.scores, np.array(scores[user])[wanted], rtol=1e-4, atol=1e-6)
+            found_here, judged = [item - 1000 for item in answer.items], np.array(scores[user])
+            assert sorted(found_here) == sorted(wanted)
+            # items whose scores are equal but for rounding may change places: sums have another order there
+            np.testing.assert_allclose(judged[found_here], judged[wanted], rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(answer.scores, judged[found_here], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow
