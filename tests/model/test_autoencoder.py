@@ -14,21 +14,7 @@ from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.model.kernels import CosineLoss, Pattern, Pool, Score, expand_rows
 from hse_dist.model.operators import SparseOperators
 from hse_dist.tables.block import DenseRows, SparseRows
-
-
-def make_rows(rng: np.random.Generator, candidates: int, dims: int, *, gains: bool, empty: bool = True) -> SparseRows:
-    """Rows of different lengths, float64; one of them empty."""
-    lengths = rng.integers(1, min(dims, 6) + 1, candidates)
-    if empty and candidates > 2:
-        lengths[1] = 0
-    columns = [rng.permutation(dims)[:n] for n in lengths]
-    return SparseRows(
-        offsets=torch.from_numpy(np.concatenate([[0], lengths.cumsum()])),
-        columns=torch.from_numpy(np.concatenate(columns).astype(np.int64)),
-        values=torch.from_numpy(rng.normal(size=lengths.sum())).requires_grad_(),
-        gains=torch.from_numpy(rng.normal(size=candidates)).requires_grad_() if gains else None,
-        dims=dims,
-    )
+from tests.model.rows import make_rows
 
 
 def make_batch(rng: np.random.Generator, candidates: int, users: int) -> Batch:

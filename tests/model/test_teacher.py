@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,20 +15,10 @@ from hse_dist.data.batch import Batch
 from hse_dist.model.autoencoder import Autoencoder
 from hse_dist.model.teacher import TeacherLoss
 from hse_dist.tables.block import DenseRows, SparseRows
+from tests.model.rows import make_rows
 
 DROPOUT = 0.4
-
-
-def make_rows(rng: np.random.Generator, candidates: int, dims: int, *, gains: bool) -> SparseRows:
-    lengths = rng.integers(1, min(dims, 6) + 1, candidates)
-    columns = [rng.permutation(dims)[:n] for n in lengths]
-    return SparseRows(
-        offsets=torch.from_numpy(np.concatenate([[0], lengths.cumsum()])),
-        columns=torch.from_numpy(np.concatenate(columns).astype(np.int64)),
-        values=torch.from_numpy(rng.normal(size=lengths.sum())).requires_grad_(),
-        gains=torch.from_numpy(rng.normal(size=candidates)).requires_grad_() if gains else None,
-        dims=dims,
-    )
+full_rows = partial(make_rows, empty=False)
 
 
 def make_batch(rng: np.random.Generator, candidates: int, users: int) -> Batch:
@@ -54,7 +45,7 @@ def scores_of(rows: SparseRows, history: Tensor, *, unit: bool, strongest: int |
 @pytest.mark.parametrize("users", [5, 150])  # more than one block of users
 def test_loss_and_gradients_equal_a_dense_reference(norms: tuple[str, str], users: int) -> None:
     rng = np.random.default_rng(users)
-    mine, other = (make_rows(rng, 30, dims, gains=norm == "free") for dims, norm in zip((12, 40), norms, strict=True))
+    mine, other = (full_rows(rng, 30, dims, gains=norm == "free") for dims, norm in zip((12, 40), norms, strict=True))
     batch, generator = make_batch(rng, 30, users), torch.Generator().manual_seed(3)
     learns = Autoencoder(ModelSettings(row_norm=norms[0], input_dropout=DROPOUT))
     teaches = Autoencoder(ModelSettings(row_norm=norms[1], user_entries=9))
@@ -86,7 +77,10 @@ def test_loss_and_gradients_equal_a_dense_reference(norms: tuple[str, str], user
 
 def test_dense_rows_learn_as_sparse_ones_of_the_same_entries() -> None:
     rng = np.random.default_rng(2)
-    other, batch = make_rows(rng, 30, 40, gains=True), make_batch(rng, 30, 150)  # more than a block of the teacher's
+    other, batch = (
+        full_rows(rng, 30, 40, gains=True),
+        make_batch(rng, 30, 150),
+    )  # more than a block of the teacher's
     teacher = Autoencoder(ModelSettings(row_norm="free")).teacher(other, batch.positions)
     dense = torch.from_numpy(rng.normal(size=(30, 12))).requires_grad_()
     offsets, columns = torch.arange(0, 361, 12), torch.arange(12).repeat(30)
@@ -100,7 +94,7 @@ def test_dense_rows_learn_as_sparse_ones_of_the_same_entries() -> None:
 
 def test_a_teacher_has_no_gradient_and_a_model_like_its_teacher_has_nothing_to_learn() -> None:
     rng = np.random.default_rng(0)
-    rows, batch = make_rows(rng, 30, 12, gains=True), make_batch(rng, 30, 40)
+    rows, batch = full_rows(rng, 30, 12, gains=True), make_batch(rng, 30, 40)
     rows = replace(rows, values=rows.values.abs().detach(), gains=rows.gains.abs().detach())
     mine = replace(rows, values=rows.values.clone().requires_grad_(), gains=3 * rows.gains)
     model = Autoencoder(ModelSettings(row_norm="free"))
@@ -113,7 +107,10 @@ def test_a_teacher_has_no_gradient_and_a_model_like_its_teacher_has_nothing_to_l
 @pytest.mark.parametrize("norm", ["free", "unit"])
 def test_growth_scores_are_gradients_of_positions_that_are_not_live(norm: str) -> None:
     rng = np.random.default_rng(1)
-    mine, other = make_rows(rng, 30, 12, gains=norm == "free"), make_rows(rng, 30, 40, gains=True)
+    mine, other = (
+        full_rows(rng, 30, 12, gains=norm == "free"),
+        full_rows(rng, 30, 40, gains=True),
+    )
     batch, learns = make_batch(rng, 30, 20), Autoencoder(ModelSettings(row_norm=norm))
     teacher = Autoencoder(ModelSettings(row_norm="free")).teacher(other, batch.positions)
     loss, activations = learns.loss(mine, batch, None, collect=20, teacher=teacher)

@@ -14,17 +14,15 @@ from hse_dist.data.prepare import prepare
 from hse_dist.data.prepared import Prepared
 from hse_dist.evaluate.driver import evaluate
 from hse_dist.export.writer import export
-from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
 from hse_dist.sparsity.budget import row_numbers, rows_compete
-from hse_dist.sparsity.schedule import LiveCounts, live_after, live_counts
-from hse_dist.sparsity.server import SparsityServer
-from hse_dist.sparsity.start import StartFolder, make_start
+from hse_dist.sparsity.schedule import LiveCounts, live_after
+from hse_dist.sparsity.start import StartFolder
 from hse_dist.testing.ranks import run_ranks
 from hse_dist.testing.runs import journal_of, metrics_of, read_checkpoint, small_config, store_of
+from hse_dist.testing.training import begin, stopped, train_on
 from hse_dist.train.driver import train
 from hse_dist.train.step import Trainer
-from hse_dist.train.worker import train_worker
 
 LIVE, START = 6, 30
 
@@ -53,22 +51,6 @@ def final(config: Config, ranks: int = 1) -> list[dict[str, np.ndarray]]:
 def part(state: dict[str, np.ndarray], name: str) -> np.ndarray:
     (found,) = (value for key, value in state.items() if key.startswith(f"{name}.") and ":" not in key)
     return found
-
-
-class Interrupted(Exception):
-    """What stops a run in these tests."""
-
-
-def interrupt(patch: pytest.MonkeyPatch, after: int) -> None:
-    step = Trainer.step
-
-    def stop(self: Trainer, batch: Any, number: int, *following: Any) -> Any:
-        result = step(self, batch, number, *following)
-        if number == after:
-            raise Interrupted
-        return result
-
-    patch.setattr(Trainer, "step", stop)
 
 
 def check_equal(one: Config, other: Config, ranks: int = 1) -> None:
@@ -164,9 +146,7 @@ def test_counts_are_exact_memory_falls_and_a_resumed_run_is_the_same(tmp_path, d
         check_rows(straight, columns)
     # before the last fall, and after it
     for after in (14, 21):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-            interrupt(patch, after)
-            train(broken)
+        stopped(broken, after)
     summary = train(broken)
     assert summary["resumed_from"] == 20 and summary["best_step"] == whole["best_step"]
     check_equal(straight, broken)
@@ -215,27 +195,6 @@ def test_a_lottery_goes_back_to_its_early_values(tmp_path, data):
     offsets, columns, values = StartFolder(RunFolder(config).start).entries()
     start = sp.csr_matrix((values, columns, offsets), (early.rows, early.dims)).toarray()
     assert (start[owned.slot_rows()[live], owned.columns[live]] != owned.values[live]).mean() > 0.5
-
-
-def begin(config: Config) -> dict[str, Any]:
-    """What the driver does before the workers; the server's state."""
-    folder = RunFolder(config)
-    folder.claim()
-    server = SparsityServer(config.sparsity, 0, 1)
-    start = make_start(config, Prepared(config.data.folder), folder.start, server.new_cut)
-    server.record_start(config.sparsity.start, live_counts(config, start.live_entries, start.rows))
-    return server.state_dict()
-
-
-def train_on(ranks: Ranks, config: Config, state: dict[str, Any], after: int | None) -> Any:
-    arguments = {"config": config, "server": None, "server_state": state}
-    with pytest.MonkeyPatch.context() as patch:
-        if after is not None:
-            interrupt(patch, after)
-        try:
-            return train_worker(ranks, arguments)
-        except Interrupted:
-            return "interrupted"
 
 
 @pytest.mark.distributed

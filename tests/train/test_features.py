@@ -26,6 +26,7 @@ from hse_dist.sparsity.start.features import live_of_features, make_feature_star
 from hse_dist.testing.features import write_log
 from hse_dist.testing.ranks import run_ranks
 from hse_dist.testing.runs import SMALL, changed, journal_of, metrics_of, read_checkpoint, store_of
+from hse_dist.testing.training import stopped
 from hse_dist.train.driver import train
 from hse_dist.train.step import Trainer
 from hse_dist.train.worker import train_worker
@@ -83,28 +84,14 @@ def test_the_budget_moves_from_a_useless_table_to_a_useful_one(tmp_path: Path, d
     assert summary["best_valid"] > 1.1 * alone["best_valid"]
 
 
-class Interrupted(Exception):
-    """What stops a run."""
-
-
 @pytest.mark.parametrize(
     "loss", ["softmax", *(pytest.param(loss, marks=pytest.mark.slow) for loss in ("cosine", "bpr"))]
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, data: dict[str, Any], loss: str) -> None:
     changes = {"train__checkpoint_every": 4, "train__epochs": 1, "model__loss": loss}
     straight, broken = (run_of(tmp_path / name, data, **changes) for name in ("straight", "broken"))
-    step = Trainer.step
-
-    def stop(self: Trainer, batch: Any, number: int, *following: Any) -> Any:
-        result = step(self, batch, number, *following)
-        if number == 9:
-            raise Interrupted
-        return result
-
     whole = train(straight)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(Trainer, "step", stop)
-        train(broken)
+    stopped(broken, 9)
     assert train(broken)["resumed_from"] == 8
     check_equal(straight, broken)
     assert evaluate(broken)["ndcg@100"] == evaluate(straight)["ndcg@100"] > 0

@@ -16,12 +16,11 @@ from hse_dist.data.prepared import Prepared
 from hse_dist.errors import NumericError, ProtocolError, RunFolderError
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
-from hse_dist.sparsity.schedule import live_counts
-from hse_dist.sparsity.server import SparsityServer
-from hse_dist.sparsity.start import StartFolder, make_start
+from hse_dist.sparsity.start import StartFolder
 from hse_dist.tables.layout import RowLayout
 from hse_dist.testing.ranks import run_ranks
 from hse_dist.testing.runs import journal_of, metrics_of, read_checkpoint, small_config, store_of
+from hse_dist.testing.training import begin, stopped, train_on
 from hse_dist.train.driver import train
 from hse_dist.train.step import Trainer
 from hse_dist.train.worker import train_worker
@@ -50,29 +49,6 @@ def part(state: dict[str, np.ndarray], name: str) -> np.ndarray:
     """The one tensor of a collection's weights."""
     (found,) = (value for key, value in state.items() if key.startswith(f"{name}.") and ":" not in key)
     return found
-
-
-class Interrupted(Exception):
-    """What stops a run in these tests."""
-
-
-def interrupt(patch: pytest.MonkeyPatch, after: int) -> None:
-    """Let every run raise once its step `after` is done and before anything is written about it."""
-    step = Trainer.step
-
-    def stop(self: Trainer, batch: Any, number: int, *following: Any) -> Any:
-        result = step(self, batch, number, *following)
-        if number == after:
-            raise Interrupted
-        return result
-
-    patch.setattr(Trainer, "step", stop)
-
-
-def stopped(config: Config, after: int) -> None:
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        interrupt(patch, after)
-        train(config)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -205,28 +181,6 @@ def test_interrupted_again_and_again(tmp_path, data):
         stopped(broken, after)
     train(broken)
     check_equal_runs(straight, broken)
-
-
-def train_on(ranks: Ranks, config: Config, state: dict[str, Any], after: int | None) -> Any:
-    """The worker of one rank; all ranks stop in step `after`."""
-    arguments = {"config": config, "server": None, "server_state": state}
-    with pytest.MonkeyPatch.context() as patch:
-        if after is not None:
-            interrupt(patch, after)
-        try:
-            return train_worker(ranks, arguments)
-        except Interrupted:
-            return "interrupted"
-
-
-def begin(config: Config) -> dict[str, Any]:
-    """What the driver does before the workers; the server's state."""
-    folder = RunFolder(config)
-    folder.claim()
-    server = SparsityServer(config.sparsity, 0, 1)
-    start = make_start(config, Prepared(config.data.folder), folder.start, server.new_cut)
-    server.record_start(config.sparsity.start, live_counts(config, start.live_entries, start.rows))
-    return server.state_dict()
 
 
 def train_step_by_step(ranks: Ranks, config: Config, state: dict[str, Any]) -> dict[str, Any]:

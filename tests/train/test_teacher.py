@@ -20,15 +20,11 @@ from hse_dist.evaluate.driver import evaluate
 from hse_dist.model.histories import Histories
 from hse_dist.ranks import Ranks
 from hse_dist.run_folder import RunFolder
-from hse_dist.sparsity.schedule import live_counts
-from hse_dist.sparsity.server import SparsityServer
-from hse_dist.sparsity.start import make_start
 from hse_dist.testing.ranks import run_ranks
 from hse_dist.testing.runs import journal_of, metrics_of, read_checkpoint, small_config, store_of
+from hse_dist.testing.training import begin, stopped, train_on
 from hse_dist.train.driver import train
-from hse_dist.train.step import Trainer
-from hse_dist.train.teacher import TeacherTable, check_teacher
-from hse_dist.train.worker import train_worker
+from hse_dist.train.teacher import TeacherTable
 
 FREE: dict[str, Any] = {
     "sparsity__start": "local_inverse",
@@ -67,21 +63,6 @@ def test_a_narrow_table_comes_nearer_to_a_wide_one(tmp_path: Path, wide: Config)
     assert {entry["live"] for entry in journal_of(config)} == {summary["live_entries"]}
     assert sum(entry.get("grown", 0) for entry in journal_of(config)) > 20, "what grows learns from the teacher, too"
     assert evaluate(config)["bytes_per_item"] < 49 < evaluate(wide)["bytes_per_item"]
-
-
-def begin(config: Config) -> dict[str, Any]:
-    """What the driver does before the workers; the server's state."""
-    folder = RunFolder(config)
-    folder.claim()
-    check_teacher(config, Prepared(config.data.folder))
-    server = SparsityServer(config.sparsity, 0, 1)
-    start = make_start(config, Prepared(config.data.folder), folder.start, server.new_cut)
-    server.record_start(config.sparsity.start, live_counts(config, start.live_entries, start.rows))
-    return server.state_dict()
-
-
-def train_on(ranks: Ranks, config: Config, state: dict[str, Any]) -> Any:
-    return train_worker(ranks, {"config": config, "server": None, "server_state": state})
 
 
 def taught_on(ranks: Ranks, config: Config) -> np.ndarray:
@@ -125,17 +106,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, wide: Config)
     changes: dict[str, Any] = {"train__checkpoint_every": 4, "train__epochs": 1, "model__input_dropout": 0.2}
     straight, broken = (narrow(tmp_path / name, wide, **changes) for name in ("straight", "broken"))
     train(straight)
-    step = Trainer.step
-
-    def stop(self: Trainer, batch: Any, number: int, *following: Any) -> Any:
-        result = step(self, batch, number, *following)
-        if number == 9:
-            raise KeyError
-        return result
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyError):
-        patch.setattr(Trainer, "step", stop)
-        train(broken)
+    stopped(broken, 9)
     assert train(broken)["resumed_from"] == 8
     assert journal_of(straight) == journal_of(broken) and metrics_of(straight) == metrics_of(broken)
     states = [run_ranks(read_checkpoint, 1, run, store_of(run).latest(), 150)[0] for run in (straight, broken)]

@@ -249,6 +249,16 @@ def test_settings_of_ours_hold_together_at_every_size(name, budget):
         assert 8 * config.tables.item.live == budget
 
 
+def test_the_configuration_that_learns_is_the_cell_that_was_measured():
+    folder = Path(__file__).resolve().parents[3] / "configs"
+    base = load_config(folder / "ml-100k.toml")
+    cell = load_config(folder / "ml-100k.toml", settings.overrides(base, "ml-100k", "ours", 64))
+    (mine, _), (its, _) = (
+        plan.settings_that_decide(one) for one in (load_config(folder / "ml-100k-64-bytes.toml"), cell)
+    )
+    assert mine == {**its, "train.teacher": "runs/ml-100k-wide"}
+
+
 def test_the_command_line_offers_the_same_budgets():
     from hse_dist.cli.benchmarks import BENCHMARKS
 
